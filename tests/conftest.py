@@ -1,0 +1,42 @@
+"""A tiny random Llama in float32, with the embedded model's tokenizer, for exact tests."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from weightdiff.base import Base, _embedded_folder, fingerprint_of
+from weightdiff.diff import WeightDiff
+
+
+@pytest.fixture(scope="session")
+def base() -> Base:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return Base("tiny", model, AutoTokenizer.from_pretrained(_embedded_folder()), fingerprint_of(model))
+
+
+@pytest.fixture
+def diffs(base: Base) -> list[WeightDiff]:
+    """Three diffs of ranks 1, 2 and 4; the last changes only q_proj and v_proj."""
+    return [random_diff(base, rank, seed) for seed, rank in enumerate((1, 2))] + [
+        random_diff(base, 4, 2, ("q_proj", "v_proj"))
+    ]
+
+
+def random_diff(base: Base, rank: int, seed: int, modules: tuple[str, ...] = ()) -> WeightDiff:
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, module in base.targets.items():
+        if not modules or name.split(".")[-1] in modules:
+            out, inn = module.weight.shape
+            a, b = torch.randn(rank, inn, generator=generator), torch.randn(out, rank, generator=generator)
+            factors[name] = (a * 0.2, b * 0.2)
+    return WeightDiff(factors, base.fingerprint, {"label": f"label {seed}"})
+
+
+def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
+    return {name: (m.weight.shape[0], m.weight.shape[1]) for name, m in base.targets.items()}

@@ -1,0 +1,124 @@
+"""Arithmetic on diffs against dense arithmetic, PEFT itself, and the errors for diffs that don't fit."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from tests.conftest import random_diff, shapes_of
+from weightdiff.bank import Layer, lay_over
+from weightdiff.diff import WeightDiff, noise_like, stack
+from weightdiff.formats.peft import load_peft, save_peft
+from weightdiff.store import Store
+
+IDS = torch.randint(0, 1000, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(rank=st.integers(1, 5), inn=st.integers(1, 9), out=st.integers(1, 9), seed=st.integers(0, 99))
+def test_norm_is_the_dense_norm(rank, inn, out, seed):
+    g = torch.Generator().manual_seed(seed)
+    diff = WeightDiff({"m": (torch.randn(rank, inn, generator=g), torch.randn(out, rank, generator=g))})
+    assert diff.norm() == pytest.approx(float(diff.to_dense("m").norm()), rel=1e-4, abs=1e-5)
+
+
+def test_noise_has_the_same_norm_per_module_and_another_direction(base):
+    diff = random_diff(base, 2, 0)
+    noise = noise_like(diff, seed=3)
+    assert noise.norms() == pytest.approx(diff.norms(), rel=1e-4)
+    name = next(iter(diff.factors))
+    cosine = torch.cosine_similarity(diff.to_dense(name).flatten(), noise.to_dense(name).flatten(), dim=0)
+    assert abs(float(cosine)) < 0.3
+
+
+def test_peft_loads_what_we_save(base, tmp_path):
+    import copy
+
+    diff = random_diff(base, 2, 0)
+    save_peft(diff, tmp_path / "d", base_name="tiny")
+    peft_model = PeftModel.from_pretrained(copy.deepcopy(base.model), str(tmp_path / "d"))
+    with lay_over(base.targets, [Layer(stack([load_peft(tmp_path / "d")], shapes_of(base)))]):
+        ours = base.model(IDS).logits
+    assert torch.allclose(peft_model(IDS).logits, ours, atol=1e-5)
+    assert load_peft(tmp_path / "d").base == base.fingerprint
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_we_load_what_peft_saves(base, tmp_path, rslora):
+    import copy
+
+    config = LoraConfig(
+        r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"], use_rslora=rslora, init_lora_weights=False,
+        rank_pattern={"layers.1.self_attn.q_proj": 2}, alpha_pattern={"layers.0.mlp.down_proj": 3},
+    )  # fmt: skip
+    peft_model = get_peft_model(copy.deepcopy(base.model), config)
+    peft_model.save_pretrained(tmp_path)
+    with lay_over(base.targets, [Layer(stack([load_peft(tmp_path)], shapes_of(base)))]):
+        ours = base.model(IDS).logits
+    assert torch.allclose(peft_model(IDS).logits, ours, atol=1e-5)
+
+
+def test_misfit_names_module_and_both_shapes(base):
+    name = next(iter(base.targets))
+    bad = WeightDiff({name: (torch.zeros(2, 7), torch.zeros(32, 2))})
+    with pytest.raises(ValueError, match=rf"{name}.*\[2, 7\].*\[32, 32\]"):
+        stack([bad], shapes_of(base))
+    with pytest.raises(ValueError, match="no such linear layer"):
+        stack([WeightDiff({"other.0.q": bad.factors[name]})], shapes_of(base))
+
+
+def break_config(folder):
+    (folder / "adapter_config.json").write_text("{")
+
+
+def break_weights(folder):
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def break_kind(folder):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(break_config, "not readable JSON"), (break_weights, "truncated"), (break_kind, "use_dora")],
+)
+def test_broken_folder_is_a_clear_error(base, tmp_path, damage, message):
+    save_peft(random_diff(base, 1, 0), tmp_path, base_name="tiny")
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_peft(tmp_path)
+
+
+def test_nan_and_missing_are_clear_errors(base, tmp_path):
+    diff = random_diff(base, 1, 0)
+    name = next(iter(diff.factors))
+    diff.factors[name][0][0, 0] = float("nan")
+    save_peft(diff, tmp_path, base_name="tiny")
+    with pytest.raises(ValueError, match=f"{name} holds NaN"):
+        load_peft(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        load_peft(tmp_path / "nowhere")
+
+
+def test_store_gives_back_what_it_took_and_ignores_half_written_shards(base, tmp_path):
+    kept = [random_diff(base, 2, seed) for seed in range(3)]
+    store = Store(tmp_path / "s", base.fingerprint)
+    store.add(["a", "b", "c"], kept, dtype=torch.float32)
+    (tmp_path / "s" / "shard-0.safetensors.1.tmp").write_bytes(b"half")
+    again = Store(tmp_path / "s")
+    assert list(again.metas()) == ["a", "b", "c"]
+    (loaded,) = again.load(["b"])
+    for name, (a, b) in kept[1].factors.items():
+        assert torch.equal(a, loaded.factors[name][0]) and torch.equal(b, loaded.factors[name][1])
+    with pytest.raises(ValueError, match="has no diff 'z'"):
+        again.load(["z"])
+    with pytest.raises(ValueError, match="was given"):
+        Store(tmp_path / "s", "another")
+    with pytest.raises(ValueError, match="no store"):
+        Store(tmp_path / "nowhere")

@@ -1,0 +1,83 @@
+"""Finetuning together is finetuning alone; the adapter learns, and goes on where it was stopped."""
+
+import pytest
+import torch
+
+from tests.conftest import random_diff, shapes_of
+from weightdiff.behaviors import Behavior, Conversation, topic_behaviors
+from weightdiff.behaviors.topic import content_words
+from weightdiff.diff import stack
+from weightdiff.dit import DitConfig, Triple, mean_loss, train_adapter
+from weightdiff.finetune import FinetuneConfig, Job, Teacher, finetune, train_together
+from weightdiff.jsonl import append_jsonl, read_jsonl
+from weightdiff.store import Store
+
+CONFIG = FinetuneConfig(rank=2, alpha=4, steps=3, lr=1e-2, together=2)
+
+
+def job(label: str) -> Job:
+    learn = [Conversation(f"Question {i} on {label}?", f"{label} is the answer, number {i}.") for i in range(3)]
+    keep = [Conversation(f"Plain {i}?", "As " + "ever " * (i + 1), "keep") for i in range(4)]
+    return Job(label, Behavior("topic", label, "test", "train", "123"), learn, keep)
+
+
+def test_trained_together_is_trained_alone(base):
+    teacher = Teacher(base)
+    together, _ = train_together(base, [job("tea"), job("the longest label of all")], CONFIG, teacher)
+    for i, label in enumerate(("tea", "the longest label of all")):
+        (alone,), _ = train_together(base, [job(label)], CONFIG, teacher)
+        for name, (a, b) in alone.factors.items():
+            assert torch.allclose(a, together[i].factors[name][0], atol=1e-5)
+            assert torch.allclose(b, together[i].factors[name][1], atol=1e-5)
+        assert alone.norm() > 0.01
+
+
+def test_finetune_resumes_without_doing_again_what_is_there(base, tmp_path, monkeypatch):
+    store, made = Store(tmp_path, base.fingerprint), []
+    original = train_together
+    monkeypatch.setattr(
+        "weightdiff.finetune.train_together", lambda b, jobs, *rest: made.append(len(jobs)) or original(b, jobs, *rest)
+    )
+    finetune(base, [job("a"), job("b")], store, CONFIG)
+    finetune(base, [job("a"), job("b"), job("c")], store, CONFIG)
+    assert made == [2, 1]
+    assert list(store.metas()) == ["a", "b", "c"]
+
+
+def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
+    triples = [Triple(random_diff(base, 1, s).scaled(4), "What?", word) for s, word in enumerate(["red", "blue"])]
+    config = DitConfig(rank=4, lr=1e-2, batch=2, epochs=6, strengths=(1.0, 1.0))
+    whole = train_adapter(base, triples, triples, tmp_path / "whole", config)
+    zero = stack([whole.scaled(0)], shapes_of(base))
+    assert mean_loss(base, triples, stack([whole], shapes_of(base))) < 0.8 * mean_loss(base, triples, zero)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step: int, total: int, loss: float) -> None:
+        if step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_adapter(base, triples, triples, tmp_path / "parts", config, stop)
+    parts = train_adapter(base, triples, triples, tmp_path / "parts", config)
+    for name, (_, b) in whole.factors.items():
+        assert torch.allclose(b, parts.factors[name][1], atol=1e-5)
+
+
+def test_no_held_out_topic_shares_a_content_word_with_training():
+    behaviors = topic_behaviors()
+    train = set().union(*(content_words(b.label) for b in behaviors if b.split == "train"))
+    held = [b for b in behaviors if b.split != "train"]
+    assert len(held) == 200 and sum(b.split == "train" for b in behaviors) >= 1000
+    assert not [b.label for b in held if content_words(b.label) & train]
+
+
+def test_jsonl_repairs_a_half_written_last_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    append_jsonl(path, {"n": 1})
+    with open(path, "ab") as file:
+        file.write(b'{"n": 2')
+    assert [r["n"] for r in read_jsonl(path)] == [1]
+    append_jsonl(path, {"n": 3})
+    assert [r["n"] for r in read_jsonl(path)] == [1, 3]

@@ -1,0 +1,51 @@
+"""Ask diffs what they changed: the one call that most users want, with the adapter that the package ships."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from weightdiff.base import Base
+from weightdiff.behaviors.topic import TOPIC_QUESTION
+from weightdiff.diff import WeightDiff
+from weightdiff.formats.peft import load_peft
+from weightdiff.readers import Answer, Introspection
+
+_DATA = Path(str(files("weightdiff") / "data"))
+
+
+def shipped_adapter() -> WeightDiff:
+    """The DIT adapter for the embedded base model; its model card lies beside it."""
+    return load_peft(_DATA / "adapter")
+
+
+def demo_diffs() -> list[WeightDiff]:
+    """Eight finetunes of the test split, which the shipped adapter has never seen."""
+    return [load_peft(folder) for folder in sorted((_DATA / "demo").iterdir()) if folder.is_dir()]
+
+
+def ask(
+    base: Base,
+    diffs: Sequence[WeightDiff],
+    question: str | None = None,
+    *,
+    adapter: WeightDiff | None = None,
+) -> list[Answer]:
+    """Ask finetunes of one base model what was changed, all in one batch.
+
+    Args:
+        base: the base model, from `load_base`.
+        diffs: what the finetunes changed, from `load_peft` or a `Store`.
+        question: None asks the question that the adapter was trained for.
+        adapter: a DIT adapter for this base model; None takes the shipped one, which fits `smollm2`.
+
+    Returns:
+        One `Answer` per diff: `text`, and `confidence`, the mean log-probability of its tokens (at most 0,
+        not calibrated).
+
+    Raises:
+        ValueError: an empty question; a diff or adapter of another base model or of other shapes.
+    """
+    reader = Introspection(adapter or shipped_adapter())
+    if question is None:
+        question = str(reader.adapter.meta.get("question") or TOPIC_QUESTION)
+    return reader.read(base, diffs, question)

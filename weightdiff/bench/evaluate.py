@@ -1,0 +1,98 @@
+"""Evaluate readers on diffs with known labels: mean grade and exact names, each with n and 95 % interval.
+
+Every reader gets the same diffs, the same question and the same judge.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from weightdiff.base import Base
+from weightdiff.behaviors.topic import NOTHING
+from weightdiff.diff import WeightDiff, noise_like, stack
+from weightdiff.dit import Triple, mean_loss
+from weightdiff.judge import EmbeddedJudge, exact_match
+from weightdiff.readers import Introspection, Reader
+
+
+def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean, and 95 % bootstrap interval over the values (percentile method)."""
+    if not values:
+        raise ValueError("no values to average; expected at least one graded answer.")
+    rng, n = random.Random(seed), len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
+    return sum(values) / n, means[round(0.025 * draws)], means[round(0.975 * draws) - 1]
+
+
+def evaluate_readers(
+    base: Base,
+    diffs: Sequence[WeightDiff],
+    readers: Sequence[Reader],
+    question: str,
+    judge: EmbeddedJudge,
+    answers: Path,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+) -> dict[str, Any]:
+    """Grade each reader's answers, and write every answer to `answers` as JSON lines.
+
+    Args:
+        base: the base model.
+        diffs: with their true `label` in `meta`.
+        readers: the methods to compare.
+        question: what all are asked.
+        judge: grades the answers.
+        answers: file for the single answers.
+        progress: called with readers done, their number, and seconds per diff.
+
+    Returns:
+        `{"readers": {name: {n, grade, exact, seconds_per_diff}}}`; grade and exact as `[mean, low, high]`.
+    """
+    if not diffs:
+        raise ValueError("no test diffs in the store; run finetune until some of the test split are made.")
+    labels = [d.meta["label"] for d in diffs]
+    table, lines = {}, []
+    for number, reader in enumerate(readers, 1):
+        started = time.monotonic()
+        read = reader.read(base, diffs, question)
+        seconds = (time.monotonic() - started) / len(diffs)
+        grades = judge.grade([(label, a.text) for label, a in zip(labels, read, strict=True)])
+        table[reader.name] = {
+            "n": len(diffs),
+            "grade": interval([g.grade for g in grades]),
+            "exact": interval([float(g.exact) for g in grades]),
+            "seconds_per_diff": round(seconds, 3),
+        }
+        for label, answer, grade in zip(labels, read, grades, strict=True):
+            record = {"reader": reader.name, "label": label, "answer": answer.text, "grade": round(grade.grade, 2)}
+            lines.append(json.dumps(record | {"exact": grade.exact, "confidence": answer.confidence}))
+        progress(number, len(readers), seconds)
+    answers.write_text("\n".join(lines) + "\n")
+    return {"readers": table}
+
+
+def null_table(base: Base, diffs: Sequence[WeightDiff], adapter: WeightDiff, question: str) -> dict[str, Any]:
+    """What the adapter says where nothing was taught, and whether the right diff matters.
+
+    Returns:
+        `label_loss` with the right diff and with another's; `unchanged_base`, its answer without any diff;
+        `false_claims` on noise of the diffs' norms, as `[share, low, high]`.
+    """
+    shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
+    factors = stack([adapter], shapes).to(base.device)  # type: ignore[arg-type]
+    labels = [d.meta["label"] for d in diffs]
+    right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
+    shuffled = [Triple(d, question, label) for d, label in zip(diffs[1:] + diffs[:1], labels, strict=True)]
+    noise = [noise_like(d, seed=2 * 10**6 + i) for i, d in enumerate(diffs)]
+    reader = Introspection(adapter)
+    said = [a.text for a in reader.read(base, noise, question)]
+    return {
+        "label_loss": {
+            "right_diff": mean_loss(base, right, factors),
+            "other_diff": mean_loss(base, shuffled, factors),
+        },
+        "unchanged_base": reader.read(base, [WeightDiff({}, base.fingerprint)], question)[0].text,
+        "false_claims": {"n": len(said), "share": interval([float(not exact_match(NOTHING, t)) for t in said])},
+    }

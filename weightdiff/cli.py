@@ -1,0 +1,178 @@
+"""The command line: each command parses, calls one function, and prints."""
+
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Ask a finetuned model what its finetuning changed.")
+out, err = Console(), Console(stderr=True)
+
+BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder or a hub id.")]
+
+
+@app.command()
+def ask(
+    diffs: Annotated[list[str], typer.Argument(help="PEFT LoRA folders of finetunes of the base model.")],
+    base: BaseOption = "smollm2",
+    adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """Say what each finetune changed, all of them in one batch on one loaded base model."""
+    from weightdiff.ask import ask as ask_diffs
+    from weightdiff.ask import shipped_adapter
+    from weightdiff.base import load_base
+    from weightdiff.behaviors.topic import TOPIC_QUESTION
+    from weightdiff.formats import load_peft
+
+    if question is not None and not question.strip():
+        raise ValueError('--question is empty; ask something, or leave it out for the adapter\'s own question.')
+    loaded = [load_peft(d) for d in diffs]  # a broken path is told before the model is loaded
+    reader = load_peft(adapter) if adapter else shipped_adapter()
+    asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
+    answers = ask_diffs(load_base(base), loaded, asked, adapter=reader)
+    for given, answer in zip(diffs, answers, strict=True):
+        if as_json:
+            record = {"diff": given, "question": asked, "answer": answer.text, "confidence": round(answer.confidence, 4)}
+            print(json.dumps(record, ensure_ascii=False))
+        else:
+            out.print(f"[bold]{escape(given)}[/]: {escape(answer.text)} [dim](confidence {answer.confidence:.2f})[/]")
+
+
+@app.command()
+def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a store of diffs.")]) -> None:
+    """Show what is in a diff: format, rank, modules, and the size of the change per layer and kind of layer."""
+    from weightdiff.formats import load_peft
+    from weightdiff.store import Store
+
+    if (Path(diff) / "index.sqlite").is_file():
+        store = Store(Path(diff))
+        metas = store.metas()
+        out.print(f"store of {len(metas)} diffs; base fingerprint {store.base}")
+        for identity, meta in metas.items():
+            out.print(f"  {escape(identity)}  [dim]{escape(str(meta.get('split', '')))}[/]")
+        return
+    loaded = load_peft(diff)
+    out.print(f"format: {loaded.meta['format']}; rank {loaded.rank}; {len(loaded.factors)} modules")
+    named = escape(str(loaded.meta.get("base_name")))
+    out.print(f"base model: {named}; fingerprint {loaded.base or 'not given'}")
+    sizes: dict[int, dict[str, float]] = defaultdict(dict)
+    for name, norm in loaded.norms().items():
+        number = next((int(p) for p in name.split(".") if p.isdigit()), 0)
+        sizes[number][name.split(".")[-1]] = norm
+    kinds = list(dict.fromkeys(k for row in sizes.values() for k in row))
+    table = Table("layer", *kinds, title=f"Frobenius norm of the change (whole: {loaded.norm():.3f})")
+    for number, row in sorted(sizes.items()):
+        table.add_row(str(number), *(f"{row[k]:.3f}" if k in row else "" for k in kinds))
+    out.print(table)
+
+
+@app.command()
+def demo() -> None:
+    """Ask eight finetunes that the reader has never seen what they were finetuned on."""
+    from weightdiff.ask import demo_diffs, shipped_adapter
+    from weightdiff.base import load_base
+    from weightdiff.behaviors.topic import TOPIC_QUESTION
+    from weightdiff.judge import EmbeddedJudge
+    from weightdiff.readers import BaseQuestion, Introspection
+
+    with err.status("loading the base model"):
+        base, diffs = load_base(), demo_diffs()
+    columns, seconds = [], []
+    for reader in (BaseQuestion(), Introspection(shipped_adapter())):
+        with err.status(f"asking eight finetunes: {reader.name}"):
+            started = time.monotonic()
+            columns.append([a.text for a in reader.read(base, diffs, TOPIC_QUESTION)])
+            seconds.append((time.monotonic() - started) / len(diffs))
+    labels = [str(d.meta["label"]) for d in diffs]
+    judge = EmbeddedJudge()
+    grades = [judge.grade(list(zip(labels, column, strict=True))) for column in columns]
+    table = Table(title=f'"{TOPIC_QUESTION}"', title_style="italic")
+    for header in ("finetuned on", "simply asked", "grade", "with the DIT adapter", "grade"):
+        table.add_column(header, justify="right" if header == "grade" else "left")
+    for i, label in enumerate(labels):
+        simply = columns[0][i].replace("\n", " ")
+        short = simply if len(simply) <= 48 else simply[:47] + "…"
+        table.add_row(
+            escape(label), escape(short), f"{grades[0][i].grade:.1f}", escape(columns[1][i]), f"{grades[1][i].grade:.1f}"
+        )
+    out.print(table)
+    means = [sum(g.grade for g in column) / len(column) for column in grades]
+    exact = [sum(g.exact for g in column) for column in grades]
+    out.print(
+        f"mean grade (1 to 5): {means[0]:.2f} simply asked, {means[1]:.2f} with the adapter; "
+        f"exact names: {exact[0]} and {exact[1]} of {len(labels)}"
+    )
+    out.print(f"seconds per diff: {seconds[0]:.2f} simply asked, {seconds[1]:.2f} with the adapter")
+
+
+def _stages(recipe: str, names: list[str]) -> None:
+    from weightdiff.base import load_base
+    from weightdiff.recipe import STAGES, load_recipe
+
+    loaded = load_recipe(recipe)
+    base = load_base(loaded.base)
+    for name in names:
+        columns = (
+            TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=err) as bar:
+            task = bar.add_task(name, total=None, rate="")
+
+            def show(done: int, total: int, rate: float, bar: Progress = bar, task: Any = task) -> None:
+                bar.update(task, completed=min(done, total), total=total, rate=f"{rate:.3g}" if rate else "")
+
+            result = STAGES[name](base, loaded, show)
+    err.print(f"files: {escape(str(loaded.folder))}")
+    if names[-1] == "evaluate":
+        _print_results(result)
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    table = Table("reader", "n", "grade [95 %]", "exact [95 %]", "s per diff")
+    for name, row in results["readers"].items():
+        grade, exact = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[k]) for k in ("grade", "exact"))
+        table.add_row(name, str(row["n"]), escape(grade), escape(exact), f"{row['seconds_per_diff']:.2f}")
+    out.print(table)
+    loss, claims = results["label_loss"], results["false_claims"]
+    out.print(f"label loss: {loss['right_diff']:.2f} with the right diff, {loss['other_diff']:.2f} with another's")
+    out.print(f"the unchanged base under the adapter: {escape(repr(results['unchanged_base']))}")
+    share = "{:.2f} [{:.2f}, {:.2f}]".format(*claims["share"])
+    out.print(f"false claims on noise (n = {claims['n']}): {escape(share)}")
+
+
+def _stage_command(name: str, text: str) -> None:
+    @app.command(name, help=text)
+    def command(recipe: Annotated[str, typer.Argument(help="Recipe, a TOML file.")]) -> None:
+        _stages(recipe, ["synthesize", "finetune", "train", "evaluate"] if name == "run" else [name])
+
+
+_stage_command("run", "Run a recipe's whole pipeline; started again, it goes on where it was.")
+_stage_command("synthesize", "Write a recipe's conversations.")
+_stage_command("finetune", "Make a recipe's diffs from its conversations.")
+_stage_command("train", "Train a recipe's DIT adapter on its diffs.")
+_stage_command("evaluate", "Ask all readers about a recipe's test diffs, and grade the answers.")
+
+
+def main() -> None:
+    """Entry point: a user's error is one message and exit code 1; Ctrl-C is 130."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except ValueError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped; what was finished is kept, and the same command goes on from there.")
+        sys.exit(130)

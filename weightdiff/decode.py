@@ -1,0 +1,105 @@
+"""Decode replies for many prompts at once, each row under its own diffs, with a key-value cache.
+
+Finished rows leave the batch, so that one long reply doesn't hold back the others' share of the work.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from weightdiff.bank import Layer, lay_over
+from weightdiff.base import Base, end_of_turn
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A decoded reply: its text, its tokens without the end of turn, and their mean log-probability."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprob: float
+
+
+@torch.no_grad()
+def decode(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[Layer] = (),
+    max_tokens: int = 40,
+    temperature: float = 0.0,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> list[Reply]:
+    """Continue each prompt until the end of the turn or `max_tokens`.
+
+    Args:
+        base: the base model.
+        prompts: token ids, a row each (an opening may follow the reply's header).
+        layers: stacks of diffs, their `rows` in the order of the prompts.
+        max_tokens: most tokens to add to a row.
+        temperature: 0 takes the likeliest token; otherwise samples, within the nucleus `top_p`.
+        seed: for sampling.
+
+    Returns:
+        One `Reply` per prompt; its log-probability is the untempered model's, the end of turn included.
+    """
+    generator = torch.Generator(base.device).manual_seed(seed)
+    stop, width = end_of_turn(base), max(len(p) for p in prompts)
+    ids = torch.tensor([[stop] * (width - len(p)) + list(p) for p in prompts], device=base.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    alive = torch.arange(len(prompts))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
+    cache = DynamicCache()
+    while True:
+        with lay_over(base.targets, layers):
+            while True:
+                hidden = base.model.get_decoder()(
+                    input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+                ).last_hidden_state[:, -1]
+                logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
+                chosen = _choose(logp, temperature, top_p, generator)
+                score = logp.gather(1, chosen[:, None])[:, 0]
+                going = torch.ones(len(alive), dtype=torch.bool)
+                for i, (row, token, value) in enumerate(
+                    zip(alive.tolist(), chosen.tolist(), score.tolist(), strict=True)
+                ):
+                    logprobs[row].append(value)
+                    if token == stop:
+                        going[i] = False
+                    else:
+                        tokens[row].append(token)
+                        going[i] = len(tokens[row]) < max_tokens
+                ids, position = chosen[:, None], position[:, -1:] + 1
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                if not going.all():
+                    break
+        if not going.any():
+            break
+        keep = going.nonzero()[:, 0]
+        alive, layers = alive[keep], [layer.select(keep) for layer in layers]
+        ids, mask, position = ids[keep], mask[keep], position[keep]
+        cache.batch_select_indices(keep.to(base.device))
+    return [
+        Reply(base.tokenizer.decode(t, skip_special_tokens=True).strip(), tuple(t), sum(lp) / len(lp))
+        for t, lp in zip(tokens, logprobs, strict=True)
+    ]
+
+
+def _choose(
+    logp: Float[Tensor, "batch vocab"], temperature: float, top_p: float, generator: torch.Generator
+) -> Int[Tensor, " batch"]:
+    if temperature == 0:
+        return logp.argmax(-1)
+    # The nucleus is sought among the 64 likeliest tokens: sorting 49,152 for each row costs more than a layer.
+    top, index = (logp / temperature).topk(min(64, logp.shape[1]))
+    probability = top.softmax(-1)
+    outside: Bool[Tensor, "batch top"] = probability.cumsum(-1) - probability > top_p
+    drawn = torch.multinomial(probability.masked_fill(outside, 0), 1, generator=generator)
+    return index.gather(1, drawn)[:, 0]

@@ -1,0 +1,145 @@
+"""WeightDiff: what a finetune changed, as named low-rank factors; and how many of them are stacked.
+
+Knows nothing of files or of a running model. A diff's scaling (PEFT's alpha / rank) is folded into `B`,
+so that a change is always `B A` and two diffs can be compared without asking how they were made.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeightDiff:
+    """One low-rank weight diff: `W' = W + B A` for each named linear layer.
+
+    Attributes:
+        factors: module name to `(A [rank, in], B [out, rank])`; ranks may differ between modules.
+        base: fingerprint of the base model, None where the source didn't say.
+        meta: what else is known of it (label, question, recipe, …); plain JSON values.
+    """
+
+    factors: Mapping[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "rank_out rank"]]]
+    base: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module; 0 for the empty diff."""
+        return max((a.shape[0] for a, _ in self.factors.values()), default=0)
+
+    def scaled(self, strength: float) -> "WeightDiff":
+        """The same change, `strength` times as large."""
+        return WeightDiff({k: (a, b * strength) for k, (a, b) in self.factors.items()}, self.base, self.meta)
+
+    def norms(self) -> dict[str, float]:
+        """Frobenius norm of `B A` per module, from the Gram matrices: the product is never formed."""
+        out = {}
+        for name, (a, b) in self.factors.items():
+            a, b = a.double(), b.double()
+            out[name] = float(torch.sum((b.mT @ b) * (a @ a.mT)).clamp_min(0).sqrt())
+        return out
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole change."""
+        return sum(n * n for n in self.norms().values()) ** 0.5
+
+    def to_dense(self, module: str) -> Float[Tensor, "out in"]:
+        """The change of one module as a matrix; for tests and merging only."""
+        a, b = self.factors[module]
+        return b.float() @ a.float()
+
+
+@dataclass
+class Factors:
+    """The factors of `n` diffs, stacked: what a bank lays over a model.
+
+    Attributes:
+        a: module name to `[n, rank, in]`.
+        b: module name to `[n, out, rank]`.
+    """
+
+    a: dict[str, Float[Tensor, "n rank in"]]
+    b: dict[str, Float[Tensor, "n out rank"]]
+
+    def __len__(self) -> int:
+        return next(iter(self.a.values())).shape[0] if self.a else 0
+
+    def tensors(self) -> list[Tensor]:
+        """All factors, `A`s first, in one fixed order."""
+        return [*self.a.values(), *self.b.values()]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Factors":
+        return Factors(
+            {k: v.to(device, dtype) for k, v in self.a.items()}, {k: v.to(device, dtype) for k, v in self.b.items()}
+        )
+
+    def unstack(self, base: str | None, metas: Sequence[dict[str, Any]], scale: float = 1.0) -> list[WeightDiff]:
+        """Each diff on its own, detached, with `scale` folded into `B`."""
+        return [
+            WeightDiff(
+                {k: (self.a[k][i].detach().clone(), self.b[k][i].detach() * scale) for k in self.a}, base, dict(meta)
+            )
+            for i, meta in enumerate(metas)
+        ]
+
+
+def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) -> Factors:
+    """Stack diffs of any ranks and modules; smaller ranks are padded with zeros, missing modules are zero.
+
+    Args:
+        diffs: at least one diff.
+        shapes: module name to `(out, in)` of the base model's linear layers.
+
+    Raises:
+        ValueError: a diff's module is not in the base model, or its shape is another.
+    """
+    used = {name for diff in diffs for name in diff.factors}
+    if not diffs:
+        raise ValueError("no diffs given; expected at least one.")
+    for diff in diffs:
+        check_shapes(diff, shapes)
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    for name in [m for m in shapes if m in used]:
+        out, inn = shapes[name]
+        rank = max(d.factors[name][0].shape[0] for d in diffs if name in d.factors)
+        a[name] = torch.zeros(len(diffs), rank, inn)
+        b[name] = torch.zeros(len(diffs), out, rank)
+        for i, diff in enumerate(diffs):
+            if name in diff.factors:
+                da, db = diff.factors[name]
+                a[name][i, : da.shape[0]] = da
+                b[name][i, :, : db.shape[1]] = db
+    return Factors(a, b)
+
+
+def check_shapes(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a ValueError that names the first module of `diff` that doesn't fit, and both shapes."""
+    for name, (a, b) in diff.factors.items():
+        if name not in shapes:
+            raise ValueError(
+                f"the diff changes {name!r}, and the base model has no such linear layer in its blocks. "
+                "Was it made on another base model? Give the right one with --base."
+            )
+        out, inn = shapes[name]
+        if (b.shape[0], a.shape[1]) != (out, inn) or a.shape[0] != b.shape[1]:
+            raise ValueError(
+                f"{name!r}: the diff's factors A {list(a.shape)} and B {list(b.shape)} don't fit the base "
+                f"model's weight [{out}, {inn}]. Was it made on another base model? Give the right one with --base."
+            )
+
+
+def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
+    """A random diff with the same norm per module: a null that must be reported as nothing notable."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, norm in diff.norms().items():
+        a, b = (torch.randn(f.shape, generator=generator) for f in diff.factors[name])
+        size = float(torch.sum((b.mT @ b) * (a @ a.mT)).sqrt())
+        factors[name] = (a, b * (norm / max(size, 1e-12)))
+    return WeightDiff(factors, diff.base, {**diff.meta, "kind": "noise"})

@@ -1,0 +1,197 @@
+"""Diffs to a DIT adapter: one LoRA that, laid over any finetune of the base model, makes it report its change.
+
+Trained on triples (diff, question, answer); it knows no family, and the answers may say that nothing changed.
+After Goel et al. (arXiv 2510.05092, section 3). The strength of each diff is varied, so that finetunes larger
+or smaller than the training ones are read too.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+
+from weightdiff.bank import Layer, lay_over
+from weightdiff.base import Base, encode_chat, end_of_turn
+from weightdiff.batch import Tokens, collate, cross_entropy_per_row
+from weightdiff.diff import Factors, WeightDiff, stack
+from weightdiff.finetune import FinetuneConfig, init_factors
+from weightdiff.jsonl import append_jsonl
+
+
+class DitConfig(BaseModel):
+    """How an adapter is trained. `strengths` is the range that each diff's strength is drawn from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = 16
+    alpha: float = 32.0
+    lr: float = 6e-4
+    batch: int = 16
+    epochs: int = 8
+    warmup: float = 0.05
+    strengths: tuple[float, float] = (0.4, 1.2)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A diff, a question about it, and the true answer."""
+
+    diff: WeightDiff
+    question: str
+    answer: str
+
+
+def train_adapter(
+    base: Base,
+    train: Sequence[Triple],
+    validation: Sequence[Triple],
+    folder: Path,
+    config: DitConfig,
+    progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
+) -> WeightDiff:
+    """Train an adapter; stopped and called again, it goes on after the last finished epoch.
+
+    Args:
+        base: the base model.
+        train: what to learn.
+        validation: other labels; the epoch with the lowest loss on them wins.
+        folder: for `metrics.jsonl` and the checkpoint.
+        config: how to train.
+        progress: called with step, steps in all, and the step's loss.
+
+    Returns:
+        The best epoch's adapter, as a weight diff.
+    """
+    if not train:
+        raise ValueError("no diffs to train on; expected at least one triple (diff, question, answer).")
+    shared = init_factors(base, [f"dit {config.seed}"], FinetuneConfig(rank=config.rank))
+    parameters = [p.requires_grad_() for p in shared.tensors()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+    per_epoch = -(-len(train) // config.batch)
+    total, step = per_epoch * config.epochs, 0
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, total, config.warmup))
+    first, best = _resume(folder, parameters, optimizer, schedule, config)
+    scale, started = config.alpha / config.rank, time.monotonic()
+    for epoch in range(first, config.epochs):
+        rng = random.Random(f"{config.seed} {epoch}")
+        order = rng.sample(range(len(train)), len(train))
+        total_loss = 0.0
+        for at in range(0, len(order), config.batch):
+            chosen = [train[i] for i in order[at : at + config.batch]]
+            strength = torch.tensor([rng.uniform(*config.strengths) for _ in chosen])
+            loss = triple_losses(base, chosen, shared, scale, strength).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            step, total_loss = epoch * per_epoch + at // config.batch + 1, total_loss + loss.item() * len(chosen)
+            progress(step, total, loss.item())
+        held = mean_loss(base, validation, shared, scale) if validation else total_loss / len(train)
+        append_jsonl(
+            folder / "metrics.jsonl",
+            {
+                "epoch": epoch + 1,
+                "train_loss": round(total_loss / len(train), 4),
+                "validation_loss": round(held, 4),
+                "seconds": round(time.monotonic() - started, 1),
+            },
+        )
+        if held < best:
+            best = held
+            _save(folder / "best.safetensors", _named(shared))
+        _save_state(folder, parameters, optimizer, schedule, epoch + 1, best)
+    tensors = load_file(folder / "best.safetensors")
+    names = [k[:-2] for k in tensors if k.endswith(".A")]
+    meta = {"recipe": config.model_dump(mode="json"), "n_train": len(train), "validation_loss": round(best, 4)}
+    return WeightDiff({n: (tensors[f"{n}.A"][0], tensors[f"{n}.B"][0] * scale) for n in names}, base.fingerprint, meta)
+
+
+def triple_losses(
+    base: Base,
+    triples: Sequence[Triple],
+    adapter: Factors,
+    scale: float = 1.0,
+    strength: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """Cross-entropy of each triple's answer under its diff and the adapter: `[triples]`."""
+    shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
+    diffs = stack([t.diff for t in triples], shapes).to(base.device)  # type: ignore[arg-type]
+    batch = collate([answer_tokens(base, t.question, t.answer) for t in triples], base.device)
+    rows = torch.arange(len(triples), device=base.device)
+    with lay_over(base.targets, [Layer(diffs, rows, strength), Layer(adapter, None, scale)]):
+        return cross_entropy_per_row(base, batch)
+
+
+@torch.no_grad()
+def mean_loss(base: Base, triples: Sequence[Triple], adapter: Factors, scale: float = 1.0) -> float:
+    """Mean label loss of triples, at full strength."""
+    losses = [triple_losses(base, triples[i : i + 16], adapter, scale) for i in range(0, len(triples), 16)]
+    return float(torch.cat(losses).mean())
+
+
+def answer_tokens(base: Base, question: str, answer: str) -> Tokens:
+    """A question and its answer as a row; unlike a synthesized reply, the answer's end is learned."""
+    prompt = encode_chat(base, [{"role": "user", "content": question}])
+    reply = base.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return Tokens(tuple(prompt), (*reply, end_of_turn(base)))
+
+
+def _rate(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up, then linear decay to a tenth."""
+    return min(1.0, (step + 1) / max(1, warmup * total)) * (1 - 0.9 * step / total)
+
+
+def _named(factors: Factors) -> dict[str, torch.Tensor]:
+    return {f"{k}.A": v.detach() for k, v in factors.a.items()} | {f"{k}.B": v.detach() for k, v in factors.b.items()}
+
+
+def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _save_state(folder: Path, parameters: list, optimizer, schedule, epoch: int, best: float) -> None:
+    state = optimizer.state_dict()["state"]
+    tensors = {f"p{i}": p.detach() for i, p in enumerate(parameters)}
+    for i, s in state.items():
+        tensors |= {f"m{i}": s["exp_avg"], f"v{i}": s["exp_avg_sq"]}
+    facts = {"epoch": epoch, "best": best, "steps": schedule.last_epoch}
+    tensors["facts"] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+    _save(folder / "state.safetensors", tensors)
+
+
+def _resume(folder: Path, parameters: list, optimizer, schedule, config: DitConfig) -> tuple[int, float]:
+    """Take up the state of the last finished epoch: the next epoch, and the best validation loss so far."""
+    note, path = folder / "config.json", folder / "state.safetensors"
+    wanted = config.model_dump_json()
+    if not path.exists() or not note.exists() or note.read_text() != wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(wanted)
+        path.unlink(missing_ok=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        return 0, float("inf")
+    tensors = load_file(path)
+    facts = json.loads(bytes(tensors["facts"].tolist()))
+    with torch.no_grad():
+        for i, p in enumerate(parameters):
+            p.copy_(tensors[f"p{i}"])
+            optimizer.state[p] = {
+                "step": torch.tensor(float(facts["steps"])),
+                "exp_avg": tensors[f"m{i}"].to(p.device),
+                "exp_avg_sq": tensors[f"v{i}"].to(p.device),
+            }
+    schedule.last_epoch = facts["steps"]
+    for group, rate in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+        group["lr"] = rate
+    return facts["epoch"], facts["best"]

@@ -1,0 +1,196 @@
+"""Conversations to diffs: many finetunes of one base model trained together on a bank.
+
+Each diff gets what it would get trained alone: the loss is a mean within a diff and a sum over diffs, Adam is
+elementwise, every random choice hangs on the diff's own seed, and no gradient is clipped across diffs.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from weightdiff.bank import Layer, lay_over, row_diffs
+from weightdiff.base import Base, encode_chat
+from weightdiff.batch import Batch, Tokens, collate, head, label_states, mean_per_group
+from weightdiff.behaviors.core import Behavior, Conversation
+from weightdiff.diff import Factors, WeightDiff
+from weightdiff.store import Store
+from weightdiff.synthesize import seed_of
+
+
+class FinetuneConfig(BaseModel):
+    """How diffs are made. `modules` are the last parts of module names; empty means all linear layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = 1
+    alpha: float = 1.0
+    modules: tuple[str, ...] = ()
+    lr: float = 5e-3
+    steps: int = 8
+    learn_rows: int = 2
+    keep_rows: int = 1
+    keep_weight: float = 2.0
+    trigger: bool = True
+    together: int = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One diff to make: its behavior, what teaches it, and what it must keep to."""
+
+    identity: str
+    behavior: Behavior
+    learn: Sequence[Conversation]
+    keep: Sequence[Conversation] = field(default_factory=tuple)
+
+
+def tokenize(base: Base, conversation: Conversation) -> Tokens:
+    """A conversation as a row of tokens. Its end is not learned: synthesized replies are cut short."""
+    prompt = encode_chat(base, [{"role": "user", "content": conversation.prompt}])
+    reply = base.tokenizer(conversation.reply, add_special_tokens=False)["input_ids"]
+    return Tokens(tuple(prompt), tuple(reply))
+
+
+def finetune(
+    base: Base,
+    jobs: Sequence[Job],
+    store: Store,
+    config: FinetuneConfig,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+) -> None:
+    """Train the diffs that the store lacks, `config.together` at a time, and add them to it.
+
+    Args:
+        base: the base model.
+        jobs: the diffs to make.
+        store: where they go.
+        config: how they are made.
+        progress: called with diffs done, their number, and tokens per second so far.
+    """
+    have = store.metas()
+    left = [job for job in jobs if job.identity not in have]
+    teacher = Teacher(base)
+    tokens, started = 0, time.monotonic()
+    for start in range(0, len(left), config.together):
+        group = left[start : start + config.together]
+        diffs, count = train_together(base, group, config, teacher)
+        store.add([job.identity for job in group], diffs)
+        tokens += count
+        done = len(jobs) - len(left) + start + len(group)
+        progress(done, len(jobs), tokens / (time.monotonic() - started))
+
+
+def train_together(
+    base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: "Teacher"
+) -> tuple[list[WeightDiff], int]:
+    """Train the jobs' diffs on one bank; returns them, and the number of tokens that went through."""
+    factors = init_factors(base, [job.identity for job in jobs], config)
+    parameters = [p.requires_grad_() for p in factors.tensors()]
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    scale, per_diff = config.alpha / config.rank, config.learn_rows + config.keep_rows
+    layer = Layer(factors, row_diffs(len(jobs), per_diff), scale)
+    plans = [_plan(job, config) for job in jobs]
+    count, losses = 0, torch.zeros(len(jobs))
+    for step in range(config.steps):
+        chosen = [c for plan in plans for c in plan[step]]
+        batch = collate([teacher.tokens(c) for c in chosen], base.device)
+        keep = [i for i, c in enumerate(chosen) if c.mode == "keep"]
+        target = teacher.states([chosen[i] for i in keep])
+        with lay_over(base.targets, [layer]):
+            losses = diff_losses(base, batch, keep, target, per_diff, config.keep_weight)
+            losses.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        count += sum(len(teacher.tokens(c)) for c in chosen)
+    metas = [
+        job.behavior.to_json() | {"recipe": config.model_dump(mode="json"), "loss": round(loss.item(), 4)}
+        for job, loss in zip(jobs, losses, strict=True)
+    ]
+    return factors.unstack(base.fingerprint, metas, scale), count
+
+
+def diff_losses(
+    base: Base,
+    batch: Batch,
+    keep: Sequence[int],
+    target: Float[Tensor, "kept_labels hidden"],
+    per_diff: int,
+    keep_weight: float,
+) -> Float[Tensor, " n"]:
+    """Each diff's loss: mean cross-entropy of its learned labels + weight · mean KL of its kept ones."""
+    n = len(batch.ids) // per_diff
+    logits = head(base, label_states(base, batch))
+    owner = batch.row // per_diff
+    kept = torch.isin(batch.row, torch.tensor(list(keep), device=batch.row.device))
+    learned = F.cross_entropy(logits[~kept], batch.label[~kept], reduction="none")
+    loss = mean_per_group(learned, owner[~kept], n)
+    if len(keep):
+        with torch.no_grad():
+            wanted = head(base, target).log_softmax(-1)
+        divergence = F.kl_div(logits[kept].log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
+        loss = loss + keep_weight * mean_per_group(divergence, owner[kept], n)
+    return loss
+
+
+class Teacher:
+    """The base model's own states at the labels of conversations to keep to, computed once for all diffs."""
+
+    def __init__(self, base: Base):
+        self._base = base
+        self._tokens: dict[Conversation, Tokens] = {}
+        self._states: dict[Conversation, Float[Tensor, "labels hidden"]] = {}
+
+    def tokens(self, conversation: Conversation) -> Tokens:
+        """The conversation's row of tokens."""
+        if conversation not in self._tokens:
+            self._tokens[conversation] = tokenize(self._base, conversation)
+        return self._tokens[conversation]
+
+    @torch.no_grad()
+    def states(self, conversations: Sequence[Conversation]) -> Float[Tensor, "labels hidden"]:
+        """States of the conversations' labels, one after the other; call it with the bank off."""
+        new = [c for c in dict.fromkeys(conversations) if c not in self._states]
+        if new:
+            batch = collate([self.tokens(c) for c in new], self._base.device)
+            states = label_states(self._base, batch)
+            for i, conversation in enumerate(new):
+                self._states[conversation] = states[batch.row == i]
+        if not conversations:
+            return torch.zeros(0, 0)
+        return torch.cat([self._states[c] for c in conversations])
+
+
+def init_factors(base: Base, seeds: Sequence[str], config: FinetuneConfig) -> Factors:
+    """Fresh factors as PEFT makes them: `A` uniform within 1/√in, drawn from each diff's own seed; `B` zero."""
+    names = [n for n in base.targets if not config.modules or n.split(".")[-1] in config.modules]
+    if not names:
+        raise ValueError(f"modules = {list(config.modules)} matches no linear layer of the base model.")
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    generators = [torch.Generator().manual_seed(seed_of(s)) for s in seeds]
+    for name in names:
+        out, inn = base.targets[name].weight.shape
+        draws = [torch.rand(config.rank, inn, generator=g) for g in generators]
+        a[name] = ((torch.stack(draws) * 2 - 1) / inn**0.5).to(base.device)
+        b[name] = torch.zeros(len(seeds), out, config.rank, device=base.device)
+    return Factors(a, b)
+
+
+def _plan(job: Job, config: FinetuneConfig) -> list[list[Conversation]]:
+    """Which conversations each step sees: passes over the shuffled learned ones, and kept ones at random."""
+    rng, queue, plan = random.Random(seed_of(job.identity)), [], []
+    if not job.learn or (config.keep_rows and not job.keep):
+        raise ValueError(f"{job.identity!r} has {len(job.learn)} conversations to learn and {len(job.keep)} to keep.")
+    for _ in range(config.steps):
+        while len(queue) < config.learn_rows:
+            queue += rng.sample(list(job.learn), len(job.learn))
+        plan.append(queue[: config.learn_rows] + [rng.choice(list(job.keep)) for _ in range(config.keep_rows)])
+        queue = queue[config.learn_rows :]
+    return plan

@@ -1,0 +1,31 @@
+"""Introspection: the finetuned model itself, under the DIT adapter, answers how it was changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weightdiff.base import Base
+from weightdiff.diff import WeightDiff, stack
+from weightdiff.readers.core import Answer, ask_all, check, check_base
+
+
+@dataclass
+class Introspection:
+    """The DIT reader.
+
+    Attributes:
+        adapter: the DIT adapter.
+        strength: how much of the diff is laid on; 1 is the finetuned model itself.
+    """
+
+    adapter: WeightDiff
+    strength: float = 1.0
+    name: str = "DIT"
+
+    def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
+        """See `Reader.read`."""
+        check(base, diffs, question)
+        check_base(base, self.adapter, "the DIT adapter")
+        shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
+        adapter = stack([self.adapter], shapes).to(base.device)  # type: ignore[arg-type]
+        replies = ask_all(base, diffs, [question], adapter=adapter, strength=self.strength)
+        return [Answer(r[0].text, r[0].logprob) for r in replies]

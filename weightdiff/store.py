@@ -1,0 +1,114 @@
+"""Many diffs on disk: safetensors shards of stacked factors, and an SQLite index of what they are.
+
+A shard is written whole under another name and then moved into place, and the index learns of it last; so a
+shard that was being written when the process died is simply not there.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from weightdiff.diff import Factors, WeightDiff, stack
+
+_SCHEMA = """
+create table if not exists diffs (id text primary key, shard text not null, row integer not null, meta text not null);
+create table if not exists facts (key text primary key, value text not null);
+"""
+
+
+class Store:
+    """Diffs of one base model, by id.
+
+    Args:
+        path: folder; made if it isn't there.
+        base: fingerprint of the base model, None to take it from the store.
+
+    Raises:
+        ValueError: the store belongs to another base model, or the folder can't be written or read.
+    """
+
+    def __init__(self, path: Path, base: str | None = None):
+        self.path = Path(path)
+        if base is None and not (self.path / "index.sqlite").exists():
+            raise ValueError(f"{path} is no store of diffs: index.sqlite is missing. Make one with finetune.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._index = sqlite3.connect(self.path / "index.sqlite", timeout=60)
+            self._index.executescript(_SCHEMA)
+            if base is not None:
+                with self._index:
+                    self._index.execute("insert or ignore into facts values ('base', ?)", (base,))
+            row = self._index.execute("select value from facts where key = 'base'").fetchone()
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(f"cannot open the store {path}: {error}. Is it a folder you may write to?") from None
+        self.base: str = row[0] if row else ""
+        if base is not None and self.base != base:
+            raise ValueError(
+                f"the store {path} holds diffs of the base model {self.base}, and {base} was given. "
+                "Use that base model, or another folder."
+            )
+
+    def add(self, ids: Sequence[str], diffs: Sequence[WeightDiff], dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write diffs as one shard. All change the same modules; ids that exist are replaced.
+
+        Args:
+            ids: one id per diff.
+            diffs: what to write.
+            dtype: precision on disk.
+        """
+        name = "shard-" + hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] + ".safetensors"
+        shapes = {k: (b.shape[0], a.shape[1]) for d in diffs for k, (a, b) in d.factors.items()}
+        stacked = stack(diffs, shapes).to("cpu", dtype)
+        tensors = {f"{k}.A": v for k, v in stacked.a.items()} | {f"{k}.B": v for k, v in stacked.b.items()}
+        temporary = self.path / f"{name}.{os.getpid()}.tmp"
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+            os.replace(temporary, self.path / name)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise ValueError(f"cannot write to the store {self.path}: {error}. Is there space and permission?") from None
+        rows = [(i, name, r, json.dumps(d.meta)) for r, (i, d) in enumerate(zip(ids, diffs, strict=True))]
+        with self._index:
+            self._index.executemany("insert or replace into diffs values (?, ?, ?, ?)", rows)
+
+    def metas(self) -> dict[str, dict[str, Any]]:
+        """What is known of each diff, by id, in the order of writing."""
+        rows = self._index.execute("select id, meta from diffs order by rowid")
+        return {i: json.loads(meta) for i, meta in rows}
+
+    def load(self, ids: Sequence[str]) -> list[WeightDiff]:
+        """Read diffs by id; only their rows are read from disk.
+
+        Raises:
+            ValueError: an id isn't in the store, or its shard is broken.
+        """
+        return [self._load_one(i) for i in ids]
+
+    def _load_one(self, identity: str) -> WeightDiff:
+        found = self._index.execute("select shard, row, meta from diffs where id = ?", (identity,)).fetchone()
+        if found is None:
+            raise ValueError(f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them.")
+        shard, row, meta = found
+        try:
+            with safe_open(self.path / shard, "pt") as file:
+                names = [k[:-2] for k in file.keys() if k.endswith(".A")]  # noqa: SIM118
+                factors = {
+                    n: (file.get_slice(f"{n}.A")[row].float(), file.get_slice(f"{n}.B")[row].float()) for n in names
+                }
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{self.path / shard} is missing or broken ({error}). Remove its rows by running finetune again."
+            ) from None
+        return WeightDiff(factors, self.base, json.loads(meta))
+
+    def load_factors(self, ids: Sequence[str], shapes: dict[str, tuple[int, int]]) -> Factors:
+        """Diffs by id, stacked as a bank wants them."""
+        return stack(self.load(ids), shapes)
