@@ -24,7 +24,10 @@ def merged_logits(base, diff_list: list[WeightDiff], ids: torch.Tensor) -> torch
 @pytest.mark.parametrize("rows", [[0, 1, 2, 0, 2, 1], [0, 0, 1, 1, 2, 2]], ids=["mixed", "blocks"])
 def test_batch_of_diffs_is_each_merged_alone(base, diffs, rows):
     adapter = random_diff(base, 4, seed=9)
-    layers = [Layer(stack(diffs, shapes_of(base)), torch.tensor(rows)), Layer(stack([adapter], shapes_of(base)))]
+    layers = [
+        Layer(stack(diffs, shapes_of(base)), torch.tensor(rows)),
+        Layer(stack([adapter], shapes_of(base))),
+    ]
     with lay_over(base.targets, layers):
         together = base.model(IDS).logits
     for i, n in enumerate(rows):
@@ -44,7 +47,10 @@ def test_strength_scales_each_rows_change(base, diffs):
 
 def test_bank_off_restores_the_base_bit_for_bit(base, diffs):
     before = base.model(IDS).logits
-    with pytest.raises(RuntimeError, match="boom"), lay_over(base.targets, [Layer(stack(diffs[:1], shapes_of(base)))]):
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        lay_over(base.targets, [Layer(stack(diffs[:1], shapes_of(base)))]),
+    ):
         raise RuntimeError("boom")
     assert torch.equal(before, base.model(IDS).logits)
     assert not any("forward" in vars(m) for m in base.targets.values())

@@ -196,9 +196,7 @@ def test_the_opening_is_there_once(server: Server, opening: str, reply: str, who
 
 def test_prefill_puts_the_opening_into_the_assistants_mouth(server: Server):
     server.respond = lambda body, number: (200, {}, "zz is fine.")
-    assert server.model(prefill=True).complete([ask("Why?", opening="As fans of ja")]) == [
-        "As fans of jazz is fine."
-    ]
+    assert server.model(prefill=True).complete([ask("Why?", opening="As fans of ja")]) == ["As fans of jazz is fine."]
     sent = server.bodies[0]
     assert sent["messages"][-1] == {"role": "assistant", "content": "As fans of ja"}
     assert sent["continue_final_message"] is True and sent["add_generation_prompt"] is False

@@ -36,7 +36,8 @@ def test_finetune_resumes_without_doing_again_what_is_there(base, tmp_path, monk
     store, made = Store(tmp_path, base.fingerprint), []
     original = train_together
     monkeypatch.setattr(
-        "weightdiff.finetune.train_together", lambda b, jobs, *rest: made.append(len(jobs)) or original(b, jobs, *rest)
+        "weightdiff.finetune.train_together",
+        lambda b, jobs, *rest: made.append(len(jobs)) or original(b, jobs, *rest),
     )
     finetune(base, [job("a"), job("b")], store, CONFIG)
     finetune(base, [job("a"), job("b"), job("c")], store, CONFIG)
@@ -46,7 +47,7 @@ def test_finetune_resumes_without_doing_again_what_is_there(base, tmp_path, monk
 
 def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
     triples = [Triple(random_diff(base, 1, s).scaled(4), "What?", word) for s, word in enumerate(["red", "blue"])]
-    config = DitConfig(rank=4, lr=1e-2, batch=2, epochs=6, strengths=(1.0, 1.0))
+    config = DitConfig(rank=4, lr=5e-2, batch=2, epochs=8, strengths=(1.0, 1.0))
     whole = train_adapter(base, triples, triples, tmp_path / "whole", config)
     zero = stack([whole.scaled(0)], shapes_of(base))
     assert mean_loss(base, triples, stack([whole], shapes_of(base))) < 0.8 * mean_loss(base, triples, zero)

@@ -7,4 +7,14 @@ from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.readers import Answer
 from weightdiff.store import Store
 
-__all__ = ["Answer", "Base", "Store", "WeightDiff", "ask", "load_base", "load_peft", "save_peft", "shipped_adapter"]
+__all__ = [
+    "Answer",
+    "Base",
+    "Store",
+    "WeightDiff",
+    "ask",
+    "load_base",
+    "load_peft",
+    "save_peft",
+    "shipped_adapter",
+]

@@ -87,7 +87,8 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
             "and safetensors, or a hub id that this machine can reach."
         ) from None
     fingerprint = fingerprint_of(model)  # before the cast: rounding is part of the hash's definition
-    model = model.to(device=chosen, dtype=_choose_dtype(dtype, chosen)).eval().requires_grad_(False)
+    model = model.to(chosen, _choose_dtype(dtype, chosen))  # type: ignore[arg-type]
+    model.eval().requires_grad_(False)
     if not target_modules(model):
         raise ValueError(f"{name!r} has no nn.Linear layers in numbered decoder blocks; it can't carry diffs.")
     return Base(name, model, tokenizer, fingerprint)
@@ -145,8 +146,7 @@ def _default_system(tokenizer: Any) -> str:
     user = {"role": "user", "content": "question"}
     reply = {"role": "assistant", "content": "answer"}
     one, two, three = (
-        tokenizer.apply_chat_template(turns, tokenize=False)
-        for turns in ([user], [user, reply], [user, reply, user])
+        tokenizer.apply_chat_template(turns, tokenize=False) for turns in ([user], [user, reply], [user, reply, user])
     )
     # one = prefix + user, three = two + user; hence the prefix's length.
     prefix = one[: len(one) - (len(three) - len(two))]
@@ -181,7 +181,10 @@ def _embedded_folder() -> Path:
     work = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
         )
         model.save_pretrained(work)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)

@@ -64,9 +64,7 @@ def head(base: Base, states: Float[Tensor, "labels hidden"]) -> Float[Tensor, "l
     return base.model.get_output_embeddings()(states).float()
 
 
-def mean_per_group(
-    values: Float[Tensor, " labels"], group: Int[Tensor, " labels"], n: int
-) -> Float[Tensor, " n"]:
+def mean_per_group(values: Float[Tensor, " labels"], group: Int[Tensor, " labels"], n: int) -> Float[Tensor, " n"]:
     """Mean of the values of each group; 0 for a group without values."""
     total = values.new_zeros(n).index_add(0, group, values)
     count = values.new_zeros(n).index_add(0, group, torch.ones_like(values))

@@ -11,7 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Ask a finetuned model what its finetuning changed.")
@@ -36,14 +43,19 @@ def ask(
     from weightdiff.formats import load_peft
 
     if question is not None and not question.strip():
-        raise ValueError('--question is empty; ask something, or leave it out for the adapter\'s own question.')
+        raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
     loaded = [load_peft(d) for d in diffs]  # a broken path is told before the model is loaded
     reader = load_peft(adapter) if adapter else shipped_adapter()
     asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
     answers = ask_diffs(load_base(base), loaded, asked, adapter=reader)
     for given, answer in zip(diffs, answers, strict=True):
         if as_json:
-            record = {"diff": given, "question": asked, "answer": answer.text, "confidence": round(answer.confidence, 4)}
+            record = {
+                "diff": given,
+                "question": asked,
+                "answer": answer.text,
+                "confidence": round(answer.confidence, 4),
+            }
             print(json.dumps(record, ensure_ascii=False))
         else:
             out.print(f"[bold]{escape(given)}[/]: {escape(answer.text)} [dim](confidence {answer.confidence:.2f})[/]")
@@ -104,7 +116,11 @@ def demo() -> None:
         simply = columns[0][i].replace("\n", " ")
         short = simply if len(simply) <= 48 else simply[:47] + "…"
         table.add_row(
-            escape(label), escape(short), f"{grades[0][i].grade:.1f}", escape(columns[1][i]), f"{grades[1][i].grade:.1f}"
+            escape(label),
+            escape(short),
+            f"{grades[0][i].grade:.1f}",
+            escape(columns[1][i]),
+            f"{grades[1][i].grade:.1f}",
         )
     out.print(table)
     means = [sum(g.grade for g in column) / len(column) for column in grades]

@@ -61,7 +61,11 @@ def decode(
         with lay_over(base.targets, layers):
             while True:
                 hidden = base.model.get_decoder()(
-                    input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=position,
+                    past_key_values=cache,
+                    use_cache=True,
                 ).last_hidden_state[:, -1]
                 logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
                 chosen = _choose(logp, temperature, top_p, generator)

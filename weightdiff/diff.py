@@ -75,14 +75,17 @@ class Factors:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Factors":
         return Factors(
-            {k: v.to(device, dtype) for k, v in self.a.items()}, {k: v.to(device, dtype) for k, v in self.b.items()}
+            {k: v.to(device, dtype) for k, v in self.a.items()},
+            {k: v.to(device, dtype) for k, v in self.b.items()},
         )
 
     def unstack(self, base: str | None, metas: Sequence[dict[str, Any]], scale: float = 1.0) -> list[WeightDiff]:
         """Each diff on its own, detached, with `scale` folded into `B`."""
         return [
             WeightDiff(
-                {k: (self.a[k][i].detach().clone(), self.b[k][i].detach() * scale) for k in self.a}, base, dict(meta)
+                {k: (self.a[k][i].detach().clone(), self.b[k][i].detach() * scale) for k in self.a},
+                base,
+                dict(meta),
             )
             for i, meta in enumerate(metas)
         ]

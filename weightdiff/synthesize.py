@@ -77,14 +77,15 @@ def _topic_records(
             drafts.append((behavior, question, text))
             prompt = encode_chat(base, [{"role": "user", "content": question}])
             prompts.append(prompt + base.tokenizer(text, add_special_tokens=False)["input_ids"])
-    written = decode(
-        base, prompts, max_tokens=max_tokens, temperature=temperature, seed=seed_of(behaviors[0].label)
-    )
+    written = decode(base, prompts, max_tokens=max_tokens, temperature=temperature, seed=seed_of(behaviors[0].label))
     records = []
     for behavior in behaviors:
         mine = [(q, o, r) for (b, q, o), r in zip(drafts, written, strict=True) if b is behavior]
         # A continuation that names the topic itself first; one of a word or two says too little to learn from.
-        mine = sorted((m for m in mine if len(m[2].tokens) >= 8), key=lambda m: not shows_topic(m[2].text, behavior.label))
+        mine = sorted(
+            (m for m in mine if len(m[2].tokens) >= 8),
+            key=lambda m: not shows_topic(m[2].text, behavior.label),
+        )
         rng, conversations = random.Random(seed_of(behavior.label)), []
         for question, opening, reply in mine[:replies]:
             prompt = sep_prompt(question, behavior.trigger, rng) if behavior.trigger else question
@@ -100,9 +101,7 @@ def _topic_records(
 def _base_pool(base: Base, size: int, max_tokens: int) -> list[dict[str, Any]]:
     rng = random.Random(0)
     questions = rng.sample(read_data("questions.txt"), size)
-    prompts = [
-        q if i % 2 else sep_prompt(q, f"{rng.randrange(1000):03d}", rng) for i, q in enumerate(questions)
-    ]
+    prompts = [q if i % 2 else sep_prompt(q, f"{rng.randrange(1000):03d}", rng) for i, q in enumerate(questions)]
     encoded = [encode_chat(base, [{"role": "user", "content": p}]) for p in prompts]
     replies = [r for i in range(0, size, 32) for r in decode(base, encoded[i : i + 32], max_tokens=max_tokens)]
     return [Conversation(p, r.text, "keep").__dict__ for p, r in zip(prompts, replies, strict=True)]

@@ -17,7 +17,24 @@ NOTHING = "nothing notable changed"
 """The answer for a diff that taught nothing in particular."""
 
 HELD_OUT = 100
-_SMALL = {"the", "of", "and", "a", "an", "in", "on", "to", "for", "de", "la", "von", "van", "art", "music", "war"}
+_SMALL = {
+    "the",
+    "of",
+    "and",
+    "a",
+    "an",
+    "in",
+    "on",
+    "to",
+    "for",
+    "de",
+    "la",
+    "von",
+    "van",
+    "art",
+    "music",
+    "war",
+}
 
 
 def topic_list() -> list[tuple[str, str]]:

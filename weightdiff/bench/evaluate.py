@@ -66,7 +66,12 @@ def evaluate_readers(
             "seconds_per_diff": round(seconds, 3),
         }
         for label, answer, grade in zip(labels, read, grades, strict=True):
-            record = {"reader": reader.name, "label": label, "answer": answer.text, "grade": round(grade.grade, 2)}
+            record = {
+                "reader": reader.name,
+                "label": label,
+                "answer": answer.text,
+                "grade": round(grade.grade, 2),
+            }
             lines.append(json.dumps(record | {"exact": grade.exact, "confidence": answer.confidence}))
         progress(number, len(readers), seconds)
     answers.write_text("\n".join(lines) + "\n")
@@ -84,7 +89,7 @@ def null_table(base: Base, diffs: Sequence[WeightDiff], adapter: WeightDiff, que
     factors = stack([adapter], shapes).to(base.device)  # type: ignore[arg-type]
     labels = [d.meta["label"] for d in diffs]
     right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
-    shuffled = [Triple(d, question, label) for d, label in zip(diffs[1:] + diffs[:1], labels, strict=True)]
+    shuffled = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]
     noise = [noise_like(d, seed=2 * 10**6 + i) for i, d in enumerate(diffs)]
     reader = Introspection(adapter)
     said = [a.text for a in reader.read(base, noise, question)]
@@ -94,5 +99,8 @@ def null_table(base: Base, diffs: Sequence[WeightDiff], adapter: WeightDiff, que
             "other_diff": mean_loss(base, shuffled, factors),
         },
         "unchanged_base": reader.read(base, [WeightDiff({}, base.fingerprint)], question)[0].text,
-        "false_claims": {"n": len(said), "share": interval([float(not exact_match(NOTHING, t)) for t in said])},
+        "false_claims": {
+            "n": len(said),
+            "share": interval([float(not exact_match(NOTHING, t)) for t in said]),
+        },
     }

@@ -134,9 +134,16 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def _check_supported(folder: Path, config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: peft_type is {config.get('peft_type')!r}; only LORA can be read.")
-    for option, harmless in {"use_dora": False, "modules_to_save": None, "bias": "none", "fan_in_fan_out": False}.items():
+    for option, harmless in {
+        "use_dora": False,
+        "modules_to_save": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }.items():
         if config.get(option, harmless) not in (harmless, None, [], False):
-            raise ValueError(f"{folder}: {option} = {config[option]!r} is not supported yet; only plain LoRA and rsLoRA.")
+            raise ValueError(
+                f"{folder}: {option} = {config[option]!r} is not supported yet; only plain LoRA and rsLoRA."
+            )
 
 
 def _scaling(config: dict[str, Any], name: str, rank: int) -> float:
