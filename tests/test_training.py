@@ -50,7 +50,9 @@ def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
     config = DitConfig(rank=4, lr=5e-2, batch=2, epochs=8, strengths=(1.0, 1.0))
     whole = train_adapter(base, triples, triples, tmp_path / "whole", config)
     zero = stack([whole.scaled(0)], shapes_of(base))
-    assert mean_loss(base, triples, stack([whole], shapes_of(base))) < 0.8 * mean_loss(base, triples, zero)
+    # The tiny model's random head limits how far any change inside its blocks can move a token's odds.
+    learned, untrained = (mean_loss(base, triples, f) for f in (stack([whole], shapes_of(base)), zero))
+    assert learned < untrained - 0.4
 
     class Stopped(Exception):
         pass

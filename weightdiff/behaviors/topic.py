@@ -63,7 +63,7 @@ def topic_behaviors(*, held_out: int = HELD_OUT, seed: int = 0) -> list[Behavior
     rng.shuffle(topics)
     split_of: dict[str, Split] = {}
     taken: dict[str, Split] = {}
-    for kind, topic in topics:
+    for _, topic in topics:
         words = content_words(topic)
         owners = {taken[w] for w in words if w in taken}
         if not owners and sum(s != "train" for s in split_of.values()) < 2 * held_out:
