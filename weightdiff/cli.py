@@ -27,6 +27,16 @@ out, err = Console(), Console(stderr=True)
 BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder or a hub id.")]
 
 
+def _load(name: str = "smollm2") -> Any:
+    """The base model, without transformers' own progress bars: a few seconds don't need one."""
+    from transformers.utils import logging
+
+    from weightdiff.base import load_base
+
+    logging.disable_progress_bar()
+    return load_base(name)
+
+
 @app.command()
 def ask(
     diffs: Annotated[list[str], typer.Argument(help="PEFT LoRA folders of finetunes of the base model.")],
@@ -38,7 +48,6 @@ def ask(
     """Say what each finetune changed, all of them in one batch on one loaded base model."""
     from weightdiff.ask import ask as ask_diffs
     from weightdiff.ask import shipped_adapter
-    from weightdiff.base import load_base
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.formats import load_peft
 
@@ -47,7 +56,7 @@ def ask(
     loaded = [load_peft(d) for d in diffs]  # a broken path is told before the model is loaded
     reader = load_peft(adapter) if adapter else shipped_adapter()
     asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
-    answers = ask_diffs(load_base(base), loaded, asked, adapter=reader)
+    answers = ask_diffs(_load(base), loaded, asked, adapter=reader)
     for given, answer in zip(diffs, answers, strict=True):
         if as_json:
             record = {
@@ -93,13 +102,12 @@ def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a s
 def demo() -> None:
     """Ask eight finetunes that the reader has never seen what they were finetuned on."""
     from weightdiff.ask import demo_diffs, shipped_adapter
-    from weightdiff.base import load_base
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.judge import EmbeddedJudge
     from weightdiff.readers import BaseQuestion, Introspection
 
     with err.status("loading the base model"):
-        base, diffs = load_base(), demo_diffs()
+        base, diffs = _load(), demo_diffs()
     columns, seconds = [], []
     for reader in (BaseQuestion(), Introspection(shipped_adapter())):
         with err.status(f"asking eight finetunes: {reader.name}"):
@@ -133,11 +141,10 @@ def demo() -> None:
 
 
 def _stages(recipe: str, names: list[str]) -> None:
-    from weightdiff.base import load_base
     from weightdiff.recipe import STAGES, load_recipe
 
     loaded = load_recipe(recipe)
-    base = load_base(loaded.base)
+    base = _load(loaded.base)
     for name in names:
         columns = (
             TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -184,7 +191,6 @@ _stage_command("evaluate", "Ask all readers about a recipe's test diffs, and gra
 def main() -> None:
     """Entry point: a user's error is one message and exit code 1; Ctrl-C is 130."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the loading of weights
     try:
         app()
     except ValueError as error:
