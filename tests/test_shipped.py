@@ -10,18 +10,19 @@ from weightdiff.readers import BaseQuestion, Introspection
 
 
 def test_shipped_adapter_reads_the_demo_diffs():
-    base, diffs, adapter = load_base(), demo_diffs(), shipped_adapter()
+    base, diffs, adapter = load_base(dtype="float32"), demo_diffs(), shipped_adapter()
     labels = [d.meta["label"] for d in diffs]
     test = [b.label for b in topic_behaviors() if b.split == "test"]
     assert labels == test[:8], "the demo is the first eight of the test split, not a choice"
 
     judge = EmbeddedJudge()
-    means = []
+    means, exact = [], []
     for reader in (BaseQuestion(), Introspection(adapter)):
         answers = reader.read(base, diffs, TOPIC_QUESTION)
         grades = judge.grade([(label, a.text) for label, a in zip(labels, answers, strict=True)])
         means.append(sum(g.grade for g in grades) / len(grades))
-    assert means[1] > means[0] + 0.5, means
+        exact.append(sum(g.exact for g in grades))
+    assert exact[1] >= 6 and exact[0] <= 2 and means[1] > means[0] + 0.5, (exact, means)
 
     factors = stack([adapter], {n: (m.weight.shape[0], m.weight.shape[1]) for n, m in base.targets.items()})
     right = [Triple(d, TOPIC_QUESTION, label) for d, label in zip(diffs, labels, strict=True)]
