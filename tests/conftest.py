@@ -1,8 +1,12 @@
 """A tiny random Llama in float32, with the embedded model's tokenizer, for exact tests."""
 
+import jaxtyping
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+# Every shape in a signature is checked as the tests run; this must precede the first import of the package.
+jaxtyping.install_import_hook("weightdiff", "beartype.beartype")
 
 from weightdiff.base import Base, _embedded_folder, fingerprint_of
 from weightdiff.diff import WeightDiff

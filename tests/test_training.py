@@ -46,10 +46,10 @@ def test_finetune_resumes_without_doing_again_what_is_there(base, tmp_path, monk
 
 
 def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
-    triples = [Triple(random_diff(base, 1, s).scaled(4), "What?", word) for s, word in enumerate(["red", "blue"])]
+    triples = [Triple(random_diff(base, 1, s).scaled(4.0), "What?", word) for s, word in enumerate(["red", "blue"])]
     config = DitConfig(rank=4, lr=5e-2, batch=2, epochs=8, strengths=(1.0, 1.0))
     whole = train_adapter(base, triples, triples, tmp_path / "whole", config)
-    zero = stack([whole.scaled(0)], shapes_of(base))
+    zero = stack([whole.scaled(0.0)], shapes_of(base))
     # The tiny model's random head limits how far any change inside its blocks can move a token's odds.
     learned, untrained = (mean_loss(base, triples, f) for f in (stack([whole], shapes_of(base)), zero))
     assert learned < untrained - 0.4

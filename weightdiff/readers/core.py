@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -20,6 +20,7 @@ class Answer:
     confidence: float
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Answers one question about many diffs."""
 
