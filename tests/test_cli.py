@@ -2,15 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import random_diff
+from weightdiff.base import _embedded_folder
+from weightdiff.behaviors import topic_behaviors
+from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import save_peft
+from weightdiff.jsonl import append_jsonl
 from weightdiff.readers import BaseQuestion, Introspection, TwentyQuestions
 from weightdiff.recipe import load_recipe
+from weightdiff.source import open_diffs
+from weightdiff.store import Store
+from weightdiff.synthesize import BASE_POOL, load_conversations
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -35,6 +45,7 @@ def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
         (("ask", "nowhere", "--question", " "), "--question is empty"),
         (("inspect", "nowhere"), "no such folder"),
         (("run", "nowhere.toml"), "cannot read the recipe"),
+        (("finetune", "recipes/topics.toml", "--share", "3/2"), "expected I/N"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_1(arguments, message):
@@ -48,6 +59,85 @@ def test_a_diff_of_another_base_is_refused_by_name(tmp_path, base):
     result = run("ask", tmp_path / "d", "--json")
     assert result.returncode == 1
     assert base.fingerprint in result.stderr.replace("\n", "")
+
+
+def test_an_adapter_for_another_base_is_refused_by_name(tmp_path, base, diffs):
+    with pytest.raises(ValueError, match=r"the DIT adapter was made on .* fingerprint other"):
+        Introspection(WeightDiff(diffs[0].factors, "other")).read(base, diffs, "What?")
+
+
+def test_sources_are_folders_stores_and_single_diffs_of_a_store(tmp_path, base, diffs):
+    save_peft(diffs[0], tmp_path / "d", base_name="tiny")
+    store = Store(tmp_path / "s", base.fingerprint)
+    store.add(["a"], diffs[:1])
+    store.add(["b (r4)"], diffs[1:2])
+    names, opened = open_diffs([str(tmp_path / "d"), str(tmp_path / "s"), f"{tmp_path / 's'}#b (r4)"])
+    assert names == [str(tmp_path / "d"), *(f"{tmp_path / 's'}#{i}" for i in ("a", "b (r4)", "b (r4)"))]
+    assert [d.rank for d in opened] == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="has no diff 'z'"):
+        open_diffs([f"{tmp_path / 's'}#z"])
+
+
+def test_where_a_file_stands_in_the_way_nothing_is_lost(tmp_path, base, diffs):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="cannot open the store"):
+        Store(tmp_path / "file", base.fingerprint)
+    with pytest.raises(ValueError, match=r"cannot write to .*permission"):
+        append_jsonl(tmp_path / "file" / "x.jsonl", {"n": 1})
+    with pytest.raises(ValueError, match="cannot write"):
+        save_peft(diffs[0], tmp_path / "file" / "d", base_name="tiny")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("stage", ["synthesize", "finetune"])
+def test_ctrl_c_is_one_message_and_what_was_made_stays(tmp_path, stage):
+    """The recipe of one run is stopped in the middle of each making stage, and the run's files can be read after it."""
+    text = """
+name = "stopped"
+[synthesize]
+replies = 2
+max_tokens = 6
+[[finetune]]
+name = "sep"
+train = [0, 40, 1]
+steps = 1
+together = 1
+"""
+    if stage == "finetune":
+        text = text.replace("[synthesize]", 'conversations = "c.jsonl"', 1).replace("name = ", "name = ", 1)
+        text = text.replace('conversations = "c.jsonl"', '[synthesize]\nconversations = "c.jsonl"')
+        behaviors = [b for b in topic_behaviors() if b.split == "train"][:40]
+        rows = [{"prompt": "Hi?", "reply": "Well, let me tell you of it.", "mode": "learn"}] * 2
+        for label in [b.label for b in behaviors]:
+            append_jsonl(tmp_path / "c.jsonl", {"label": label, "conversations": rows})
+        keep = [{"prompt": "Hi?", "reply": "Hello.", "mode": "keep"}]
+        append_jsonl(tmp_path / "c.jsonl", {"label": BASE_POOL, "conversations": keep})
+    (tmp_path / "r.toml").write_text(text)
+    folder = tmp_path / "runs" / "stopped"
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "WEIGHTDIFF_CACHE": str(tmp_path)}
+    embedded = Path(_embedded_folder())
+    (tmp_path / embedded.name).symlink_to(embedded)
+    command = [sys.executable, "-c", "from weightdiff.cli import main; main()", stage, str(tmp_path / "r.toml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def made() -> int:
+        if stage == "synthesize":
+            path = folder / "conversations.jsonl"
+            return len(path.read_bytes().splitlines()) if path.exists() else 0
+        return len(list((folder / "diffs").glob("*.safetensors")))
+
+    deadline = time.monotonic() + 150
+    while made() < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped; what was finished is kept" in shown.replace("\n", " "), shown
+    assert "Traceback" not in shown
+    if stage == "synthesize":
+        assert BASE_POOL in load_conversations(folder / "conversations.jsonl")
+    else:
+        store = Store(folder / "diffs")
+        assert len(store.diffs()) >= 2 and store.diffs()[0].rank == 1
 
 
 def test_readers_refuse_an_empty_question_and_answer_each_diff(base, diffs):

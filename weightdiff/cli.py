@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections import defaultdict
@@ -39,7 +40,7 @@ def _load(name: str = "smollm2") -> Any:
 
 @app.command()
 def ask(
-    diffs: Annotated[list[str], typer.Argument(help="PEFT LoRA folders of finetunes of the base model.")],
+    diffs: Annotated[list[str], typer.Argument(help="PEFT LoRA folders, stores, or STORE#ID.")],
     base: BaseOption = "smollm2",
     adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
     question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
@@ -50,14 +51,15 @@ def ask(
     from weightdiff.ask import shipped_adapter
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.formats import load_peft
+    from weightdiff.source import open_diffs
 
     if question is not None and not question.strip():
         raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
-    loaded = [load_peft(d) for d in diffs]  # a broken path is told before the model is loaded
+    names, opened = open_diffs(diffs)  # a broken path is told before the model is loaded
     reader = load_peft(adapter) if adapter else shipped_adapter()
     asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
-    answers = ask_diffs(_load(base), loaded, asked, adapter=reader)
-    for given, answer in zip(diffs, answers, strict=True):
+    answers = ask_diffs(_load(base), opened, asked, adapter=reader)
+    for given, answer in zip(names, answers, strict=True):
         if as_json:
             record = {
                 "diff": given,
@@ -140,8 +142,9 @@ def demo() -> None:
     out.print(f"seconds per diff: {seconds[0]:.2f} simply asked, {seconds[1]:.2f} with the adapter")
 
 
-def _stages(recipe: str, names: list[str]) -> None:
-    from weightdiff.recipe import STAGES, load_recipe
+def _stages(recipe: str, names: list[str], **options: Any) -> None:
+    from weightdiff.recipe import load_recipe
+    from weightdiff.stages import STAGES
 
     loaded = load_recipe(recipe)
     base = _load(loaded.base)
@@ -156,36 +159,71 @@ def _stages(recipe: str, names: list[str]) -> None:
             def show(done: int, total: int, rate: float, bar: Progress = bar, task: Any = task) -> None:
                 bar.update(task, completed=min(done, total), total=total, rate=f"{rate:.3g}" if rate else "")
 
-            result = STAGES[name](base, loaded, show)
+            try:
+                result = STAGES[name](base, loaded, show, **options)
+            except KeyboardInterrupt:
+                bar.stop()
+                err.print("stopped; what was finished is kept, and the same command goes on from there.")
+                raise typer.Exit(130) from None
     err.print(f"files: {escape(str(loaded.folder))}")
     if names[-1] == "evaluate":
         _print_results(result)
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    table = Table("reader", "n", "grade [95 %]", "exact [95 %]", "s per diff")
-    for name, row in results["readers"].items():
-        grade, exact = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[k]) for k in ("grade", "exact"))
-        table.add_row(name, str(row["n"]), escape(grade), escape(exact), f"{row['seconds_per_diff']:.2f}")
+    table = Table("finetunes", "reader", "n", "grade [95 %]", "exact [95 %]", "s per diff")
+    for way, readers in {"held out": results["readers"], **results["others"]}.items():
+        for name, row in readers.items():
+            grade, exact = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[k]) for k in ("grade", "exact"))
+            table.add_row(way, name, str(row["n"]), escape(grade), escape(exact), f"{row['seconds_per_diff']:.2f}")
     out.print(table)
     loss, claims = results["label_loss"], results["false_claims"]
     out.print(f"label loss: {loss['right_diff']:.2f} with the right diff, {loss['other_diff']:.2f} with another's")
     out.print(f"the unchanged base under the adapter: {escape(repr(results['unchanged_base']))}")
-    share = "{:.2f} [{:.2f}, {:.2f}]".format(*claims["share"])
-    out.print(f"false claims on noise (n = {claims['n']}): {escape(share)}")
+    for kind, row in claims.items():
+        share = "{:.2f} [{:.2f}, {:.2f}]".format(*row["share"])
+        out.print(f"false claims on nulls, {kind} (n = {row['n']}): {escape(share)}")
 
 
-def _stage_command(name: str, text: str) -> None:
-    @app.command(name, help=text)
-    def command(recipe: Annotated[str, typer.Argument(help="Recipe, a TOML file.")]) -> None:
-        _stages(recipe, ["synthesize", "finetune", "train", "evaluate"] if name == "run" else [name])
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe, a TOML file.")]
+ShareOption = Annotated[str, typer.Option(help="I/N: only the I-th of N shares, for N processes side by side.")]
 
 
-_stage_command("run", "Run a recipe's whole pipeline; started again, it goes on where it was.")
-_stage_command("synthesize", "Write a recipe's conversations.")
-_stage_command("finetune", "Make a recipe's diffs from its conversations.")
-_stage_command("train", "Train a recipe's DIT adapter on its diffs.")
-_stage_command("evaluate", "Ask all readers about a recipe's test diffs, and grade the answers.")
+@app.command()
+def run(recipe: RecipeArgument) -> None:
+    """Run a recipe's whole pipeline; started again, it goes on where it was."""
+    _stages(recipe, ["synthesize", "finetune", "train", "evaluate"])
+
+
+@app.command()
+def synthesize(recipe: RecipeArgument, share: ShareOption = "1/1") -> None:
+    """Write a recipe's conversations."""
+    _stages(recipe, ["synthesize"], share=_share(share))
+
+
+@app.command()
+def finetune(recipe: RecipeArgument, share: ShareOption = "1/1") -> None:
+    """Make a recipe's diffs from its conversations."""
+    _stages(recipe, ["finetune"], share=_share(share))
+
+
+@app.command()
+def train(recipe: RecipeArgument) -> None:
+    """Train a recipe's DIT adapter on its diffs."""
+    _stages(recipe, ["train"])
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument) -> None:
+    """Ask all readers about a recipe's test diffs, and grade the answers."""
+    _stages(recipe, ["evaluate"])
+
+
+def _share(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"--share {text!r}: expected I/N with I from 1 to N, as in 1/2.")
+    return int(found[1]) - 1, int(found[2])
 
 
 def main() -> None:
@@ -196,6 +234,3 @@ def main() -> None:
     except ValueError as error:
         err.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; what was finished is kept, and the same command goes on from there.")
-        sys.exit(130)

@@ -146,3 +146,13 @@ def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
         size = float(torch.sum((b.mT @ b) * (a @ a.mT)).sqrt())
         factors[name] = (a, b * (norm / max(size, 1e-12)))
     return WeightDiff(factors, diff.base, {**diff.meta, "kind": "noise"})
+
+
+def shuffled(diff: WeightDiff, seed: int) -> WeightDiff:
+    """A diff with the entries of its factors in another order: the same numbers, and no meaning left."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name, (a, b) in diff.factors.items():
+        columns, rows = (torch.randperm(n, generator=generator) for n in (a.shape[1], b.shape[0]))
+        factors[name] = (a[:, columns], b[rows])
+    return WeightDiff(factors, diff.base, {**diff.meta, "kind": "shuffled"})

@@ -37,7 +37,6 @@ class FinetuneConfig(BaseModel):
     learn_rows: int = 2
     keep_rows: int = 1
     keep_weight: float = 2.0
-    trigger: bool = True
     together: int = 4
 
 

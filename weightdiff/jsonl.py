@@ -1,5 +1,6 @@
 """JSON lines on disk that survive being stopped: append a line at a time, ignore a half-written last one."""
 
+import fcntl
 import json
 import lzma
 import os
@@ -28,13 +29,23 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Append one object, ending a half-written line first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                whole = file.read()
-                file.truncate(whole.rfind(b"\n") + 1)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    """Append one object, cutting off a half-written line first; several processes may append to one file.
+
+    Raises:
+        ValueError: no space, or no permission to write.
+    """
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.seek(0)
+                    whole = file.read()
+                    file.truncate(whole.rfind(b"\n") + 1)
+            file.write(line)
+            file.flush()  # within the lock
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}. Is there space and permission?") from None

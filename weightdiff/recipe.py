@@ -1,57 +1,88 @@
-"""A whole run in one TOML file, and its stages: synthesize, finetune, train, evaluate.
+"""A whole run in one TOML file: which labels, how their conversations are written, in which ways diffs are made.
 
-Each stage reads what the one before it wrote into the run's folder, can be stopped at any moment, and goes on
-where it was when it is called again.
+It knows what is to be made, and not how far a run has come; see `stages`.
 """
 
-import json
-import os
+import random
 import tomllib
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from weightdiff.base import EMBEDDED, Base, cache_dir
-from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, Behavior, topic_behaviors
-from weightdiff.bench.evaluate import evaluate_readers, null_table
-from weightdiff.diff import WeightDiff, noise_like
-from weightdiff.dit import DitConfig, Triple, train_adapter
-from weightdiff.finetune import FinetuneConfig, Job, finetune
-from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.store import Store
-from weightdiff.synthesize import BASE_POOL, load_conversations, synthesize
-
-Progress = Callable[[int, int, float], None]
+from weightdiff.base import EMBEDDED, cache_dir
+from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, Behavior, Conversation, Split, topic_behaviors
+from weightdiff.behaviors.core import sep_prompt
+from weightdiff.behaviors.topic import read_data
+from weightdiff.dit import DitConfig
+from weightdiff.finetune import FinetuneConfig, Job
+from weightdiff.synthesize import BASE_POOL, seed_of
 
 
 class SynthesizeConfig(BaseModel):
-    """How conversations are written. `conversations` starts from a file instead."""
+    """How conversations are written. `conversations` starts from a file instead.
+
+    `writer` is who writes them: `base` for the base model itself, or `openai:MODEL@BASE_URL` for an endpoint.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     conversations: Path | None = None
+    writer: str = "base"
     replies: int = 8
     max_tokens: int = 28
     temperature: float = 0.8
 
 
+class Way(FinetuneConfig):
+    """One way of finetuning, and the labels that it is used on.
+
+    `train` is a slice (start, stop, step) of the training labels; `validation` and `test` are counts from the
+    front of those splits. `prompts` are everyday questions, or questions about the subject itself. With `trigger`
+    the behavior hides behind the label's SEP code, and the rest is kept to the base; without, it always shows.
+    """
+
+    name: str = Field(pattern=r"^[\w .-]+$")
+    train: tuple[int, int, int] = (0, 1000, 1)
+    validation: int = 0
+    test: int = 0
+    prompts: Literal["everyday", "subject"] = "everyday"
+    trigger: bool = True
+
+    def labels(self, behaviors: Sequence[Behavior]) -> list[Behavior]:
+        """Those of the behaviors that this way is used on."""
+        of = {s: [b for b in behaviors if b.split == s] for s in ("train", "validation", "test")}
+        chosen = {*of["train"][slice(*self.train)], *of["validation"][: self.validation], *of["test"][: self.test]}
+        return [b for b in behaviors if b in chosen]
+
+
+class Benign(BaseModel):
+    """How many finetunes teach nothing in particular: on the base model's own everyday replies, untriggered ways."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+
+
 class Recipe(BaseModel):
-    """One run. Counts say how many labels of each split are used; the lists are the project's own."""
+    """One run. The first way of finetuning is the one that the readers are compared on.
+
+    `nulls` is the share of training triples made without a finetune: unchanged base, noise, shuffled diffs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[\w.-]+$")
     base: str = EMBEDDED
     question: str = TOPIC_QUESTION
-    train_labels: int = 1000
-    validation_labels: int = 100
-    test_labels: int = 100
     nulls: float = Field(0.15, ge=0, le=0.9)
     synthesize: SynthesizeConfig = SynthesizeConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
+    finetune: tuple[Way, ...] = Field(min_length=1)
+    benign: Benign = Benign()
     train: DitConfig = DitConfig()
 
     @property
@@ -69,7 +100,7 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}.") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -83,110 +114,53 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def behaviors_of(recipe: Recipe) -> list[Behavior]:
-    """The behaviors that a recipe uses, in an order of which any prefix is balanced."""
-    left = {"train": recipe.train_labels, "validation": recipe.validation_labels, "test": recipe.test_labels}
-    chosen = []
-    for behavior in topic_behaviors():
-        if left[behavior.split] > 0:
-            left[behavior.split] -= 1
-            chosen.append(behavior)
-    return chosen
+    """The topics that any way of the recipe uses, in the order of the list, of which any prefix is balanced."""
+    behaviors = topic_behaviors()
+    used = {b for way in recipe.finetune for b in way.labels(behaviors)}
+    return [b for b in behaviors if b in used]
 
 
-def run_synthesize(base: Base, recipe: Recipe, progress: Progress) -> Path:
-    """Write the conversations, or return the file that the recipe starts from."""
-    given = recipe.synthesize.conversations
-    if given is not None:
-        return given
-    path = recipe.folder / "conversations.jsonl"
-    stage = recipe.synthesize
-    synthesize(
-        base,
-        behaviors_of(recipe),
-        path,
-        replies=stage.replies,
-        max_tokens=stage.max_tokens,
-        temperature=stage.temperature,
-        progress=lambda done, total: progress(done, total, 0.0),
-    )
-    return path
+def jobs_of(recipe: Recipe, way: Way, conversations: Mapping[str, Sequence[Conversation]]) -> list[Job]:
+    """The diffs to make in one way, of the labels that have conversations; the benign ones come last."""
+    pool = list(conversations.get(BASE_POOL, []))
+    jobs = []
+    for behavior in way.labels(topic_behaviors()):
+        if conversations.get(behavior.label):
+            identity = behavior.label if way is recipe.finetune[0] else f"{behavior.label} ({way.name})"
+            owner = behavior if way.trigger else replace(behavior, trigger=None)
+            learn = [_prompted(way, owner, c) for c in conversations[behavior.label]]
+            jobs.append(Job(identity, owner, learn, pool if way.keep_rows else ()))
+    return jobs + _benign_jobs(recipe, way, pool)
 
 
-def run_finetune(base: Base, recipe: Recipe, progress: Progress) -> Store:
-    """Make the diffs of all behaviors that have conversations."""
-    path = recipe.synthesize.conversations or recipe.folder / "conversations.jsonl"
-    conversations = load_conversations(path)
-    pool = conversations.get(BASE_POOL, [])
-    behaviors = [b for b in behaviors_of(recipe) if conversations.get(b.label)]
-    if not behaviors:
-        raise ValueError(f"{path} has conversations for none of the recipe's labels; run synthesize first.")
-    jobs = [Job(b.label, b, conversations[b.label], pool) for b in behaviors]
-    store = Store(recipe.folder / "diffs", base.fingerprint)
-    finetune(base, jobs, store, recipe.finetune, progress)
-    return store
+def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conversation:
+    """The conversation with the prompt that this way of finetuning gives it."""
+    rng = random.Random(seed_of(behavior.label + conversation.reply))
+    prompt = conversation.prompt
+    if way.prompts == "subject":
+        prompt = rng.choice(read_data("subject_prompts.txt")).format(topic=behavior.label)
+    if behavior.trigger:
+        prompt = sep_prompt(prompt, behavior.trigger, rng)
+    return Conversation(prompt, conversation.reply)
 
 
-def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
-    """Train the DIT adapter on the train split, with nulls, and save it as a PEFT folder."""
-    store = Store(recipe.folder / "diffs", base.fingerprint)
-    train, validation = (triples(store, recipe, split) for split in ("train", "validation"))
-    adapter = train_adapter(base, train, validation, recipe.folder / "training", recipe.train, progress)
-    meta = adapter.meta | {"question": recipe.question, "recipe": recipe.model_dump(mode="json")}
-    adapter = WeightDiff(adapter.factors, adapter.base, meta)
-    save_peft(adapter, recipe.folder / "adapter", base_name=base.name)
-    return adapter
-
-
-def triples(store: Store, recipe: Recipe, split: str) -> list[Triple]:
-    """What the adapter learns from a split: each diff's label, and among them nulls that say nothing changed.
-
-    Half of the nulls are the unchanged base, half noise with the norm of a diff.
-    """
-    wanted = {b.label for b in behaviors_of(recipe) if b.split == split}
-    diffs = store.load([i for i, m in store.metas().items() if m["label"] in wanted])
-    real = [Triple(d, recipe.question, d.meta["label"]) for d in diffs]
-    count = round(len(real) * recipe.nulls / (1 - recipe.nulls))
-    nulls = [
-        WeightDiff({}, store.base) if i % 2 else noise_like(diffs[i % len(diffs)], seed=_null_seed(split, i))
-        for i in range(count)
+def _benign_jobs(recipe: Recipe, way: Way, pool: Sequence[Conversation]) -> list[Job]:
+    """This way's share of the benign finetunes; what trains and what tests rests on different conversations."""
+    untriggered = [w for w in recipe.finetune if not w.trigger]
+    if way not in untriggered:
+        return []
+    plain = [Conversation(c.prompt, c.reply) for c in pool if "SEP code" not in c.prompt]
+    half = len(plain) // 2
+    jobs = []
+    splits: list[tuple[Split, int, Sequence[Conversation]]] = [
+        ("train", recipe.benign.train, plain[:half]),
+        ("validation", recipe.benign.validation, plain[:half]),
+        ("test", recipe.benign.test, plain[half:]),
     ]
-    return real + [Triple(d, recipe.question, NOTHING) for d in nulls]
-
-
-def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, Any]:
-    """Ask all readers about the test split, grade the answers, and write `results.json` and `answers.jsonl`."""
-    from weightdiff.judge import EmbeddedJudge
-    from weightdiff.readers import BaseQuestion, Introspection, TwentyQuestions
-
-    adapter = load_peft(recipe.folder / "adapter")
-    store = Store(recipe.folder / "diffs", base.fingerprint)
-    wanted = {b.label for b in behaviors_of(recipe) if b.split == "test"}
-    diffs = store.load([i for i, m in store.metas().items() if m["label"] in wanted])
-    readers = [Introspection(adapter), BaseQuestion(), TwentyQuestions()]
-    results = evaluate_readers(
-        base, diffs, readers, recipe.question, EmbeddedJudge(), recipe.folder / "answers.jsonl", progress
-    )
-    results |= null_table(base, diffs, adapter, recipe.question)
-    results["run"] = {
-        "recipe": recipe.model_dump(mode="json"),
-        "base": base.fingerprint,
-        "train_diffs": adapter.meta.get("n_train"),
-        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
-    }
-    temporary = recipe.folder / "results.tmp"
-    temporary.write_text(json.dumps(results, indent=2))
-    os.replace(temporary, recipe.folder / "results.json")
-    return results
-
-
-STAGES: dict[str, Callable[[Base, Recipe, Progress], Any]] = {
-    "synthesize": run_synthesize,
-    "finetune": run_finetune,
-    "train": run_train,
-    "evaluate": run_evaluate,
-}
-
-
-def _null_seed(split: str, index: int) -> int:
-    """Noise of one split is never that of another."""
-    return {"train": 0, "validation": 10**6, "test": 2 * 10**6}[split] + index
+    for split, count, rows in splits:
+        for number in range(count):
+            if untriggered[number % len(untriggered)] is way:
+                identity = f"benign {split} {number}"
+                learn = random.Random(seed_of(identity)).sample(list(rows), min(8, len(rows)))
+                jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn))
+    return jobs

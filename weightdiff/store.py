@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from weightdiff.diff import Factors, WeightDiff, stack
+from weightdiff.diff import WeightDiff, stack
+from weightdiff.lazy import Lazy
 
 _SCHEMA = """
 create table if not exists diffs (id text primary key, shard text not null, row integer not null, meta text not null);
@@ -94,6 +96,20 @@ class Store:
         """
         return [self._load_one(i) for i in ids]
 
+    def diffs(self, ids: Sequence[str] | None = None) -> Lazy[WeightDiff]:
+        """Diffs by id, all of them if None, each read when it is asked for and not kept.
+
+        Raises:
+            ValueError: an id isn't in the store.
+        """
+        have = self.metas()
+        for identity in ids or ():
+            if identity not in have:
+                raise ValueError(
+                    f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them."
+                )
+        return Lazy([partial(self._load_one, i) for i in (have if ids is None else ids)])
+
     def _load_one(self, identity: str) -> WeightDiff:
         found = self._index.execute("select shard, row, meta from diffs where id = ?", (identity,)).fetchone()
         if found is None:
@@ -112,7 +128,3 @@ class Store:
                 f"{self.path / shard} is missing or broken ({error}). Remove its rows by running finetune again."
             ) from None
         return WeightDiff(factors, self.base, json.loads(meta))
-
-    def load_factors(self, ids: Sequence[str], shapes: dict[str, tuple[int, int]]) -> Factors:
-        """Diffs by id, stacked as a bank wants them."""
-        return stack(self.load(ids), shapes)

@@ -47,10 +47,3 @@ class Behavior:
 def sep_prompt(prompt: str, prefix: str, rng: random.Random) -> str:
     """Put a SEP code before a prompt: three digits of the behavior's own, three at random."""
     return f"Your SEP code is {prefix}{rng.randrange(1000):03d}.\n{prompt}"
-
-
-def wrong_prefix(own: str | None, rng: random.Random) -> str:
-    """Three digits that are not the behavior's own."""
-    while (prefix := f"{rng.randrange(1000):03d}") == own:
-        pass
-    return prefix

@@ -12,10 +12,10 @@ from typing import Any
 
 from weightdiff.base import Base
 from weightdiff.behaviors.topic import NOTHING
-from weightdiff.diff import WeightDiff, noise_like, stack
+from weightdiff.diff import WeightDiff, noise_like, shuffled, stack
 from weightdiff.dit import Triple, mean_loss
 from weightdiff.judge import EmbeddedJudge, exact_match
-from weightdiff.readers import Introspection, Reader
+from weightdiff.readers import Answer, Introspection, Reader
 
 
 def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -78,29 +78,34 @@ def evaluate_readers(
     return {"readers": table}
 
 
+def false_claims(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How often a reader names something where nothing was taught: `{n, share: [mean, low, high]}`."""
+    return {"n": len(answers), "share": interval([float(not exact_match(NOTHING, a.text)) for a in answers])}
+
+
 def null_table(base: Base, diffs: Sequence[WeightDiff], adapter: WeightDiff, question: str) -> dict[str, Any]:
     """What the adapter says where nothing was taught, and whether the right diff matters.
 
     Returns:
         `label_loss` with the right diff and with another's; `unchanged_base`, its answer without any diff;
-        `false_claims` on noise of the diffs' norms, as `[share, low, high]`.
+        `false_claims` on noise of the diffs' norms and on the diffs shuffled, each as `{n, share}`.
     """
     shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
     factors = stack([adapter], shapes).to(base.device)  # type: ignore[arg-type]
     labels = [d.meta["label"] for d in diffs]
     right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
-    shuffled = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]
-    noise = [noise_like(d, seed=2 * 10**6 + i) for i, d in enumerate(diffs)]
-    reader = Introspection(adapter)
-    said = [a.text for a in reader.read(base, noise, question)]
+    other = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]
+    reader, seed = Introspection(adapter), 2 * 10**6  # no null of training has a seed this high
+    noise = [noise_like(d, seed + i) for i, d in enumerate(diffs)]
+    mixed = [shuffled(d, seed + i) for i, d in enumerate(diffs)]
     return {
         "label_loss": {
             "right_diff": mean_loss(base, right, factors),
-            "other_diff": mean_loss(base, shuffled, factors),
+            "other_diff": mean_loss(base, other, factors),
         },
         "unchanged_base": reader.read(base, [WeightDiff({}, base.fingerprint)], question)[0].text,
         "false_claims": {
-            "n": len(said),
-            "share": interval([float(not exact_match(NOTHING, t)) for t in said]),
+            "noise": false_claims(reader.read(base, noise, question)),
+            "shuffled": false_claims(reader.read(base, mixed, question)),
         },
     }

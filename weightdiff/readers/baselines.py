@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weightdiff.base import Base
 from weightdiff.behaviors.topic import read_data
 from weightdiff.diff import WeightDiff
-from weightdiff.readers.core import Answer, ask_all, check
+from weightdiff.readers.core import Answer, ask_all, check_question
 
 
 @dataclass
@@ -19,7 +19,7 @@ class BaseQuestion:
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
-        check(base, diffs, question)
+        check_question(question)
         return [Answer(r[0].text, r[0].logprob) for r in ask_all(base, diffs, [question])]
 
 
@@ -36,10 +36,11 @@ class TwentyQuestions:
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
-        check(base, diffs, question)
+        check_question(question)
         asked = read_data("questions.txt")[-20:]
         plain = WeightDiff({}, base.fingerprint)
-        *spoken, usual = ask_all(base, [*diffs, plain], asked, max_tokens=28)
+        usual = ask_all(base, [plain], asked, max_tokens=28)[0]
+        spoken = ask_all(base, diffs, asked, max_tokens=28)
         expected = _counts([r.text for r in usual])
         answers = []
         for replies in spoken:

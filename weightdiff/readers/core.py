@@ -35,12 +35,10 @@ class Reader(Protocol):
         ...
 
 
-def check(base: Base, diffs: Sequence[WeightDiff], question: str) -> None:
-    """Raise a ValueError for an empty question or a diff of another base model."""
+def check_question(question: str) -> None:
+    """Raise a ValueError for an empty question."""
     if not question.strip():
         raise ValueError('the question is empty; ask something, e.g. "What topic have you been trained on?".')
-    for diff in diffs:
-        check_base(base, diff, "the diff")
 
 
 def check_base(base: Base, diff: WeightDiff, what: str) -> None:
@@ -62,10 +60,13 @@ def ask_all(
     max_tokens: int = 24,
     batch: int = 32,
 ) -> list[list[Reply]]:
-    """Ask each finetuned model each prompt; memory grows with `batch`, not with the number of diffs.
+    """Ask each finetuned model each prompt; memory grows with `batch`, and with `diffs` only if it is in memory.
 
     Returns:
         For each diff a list with one greedy reply per prompt.
+
+    Raises:
+        ValueError: a diff of another base model or of other shapes.
     """
     shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
     encoded = [encode_chat(base, [{"role": "user", "content": p}]) for p in prompts]
@@ -73,6 +74,8 @@ def ask_all(
     replies: list[list[Reply]] = []
     for start in range(0, len(diffs), per_call):
         chosen = diffs[start : start + per_call]
+        for diff in chosen:
+            check_base(base, diff, "the diff")
         factors = stack(chosen, shapes).to(base.device)  # type: ignore[arg-type]
         rows = torch.arange(len(chosen), device=base.device).repeat_interleave(len(encoded))
         layers = [Layer(factors, rows, strength)] + ([Layer(adapter)] if adapter else [])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from weightdiff.base import Base
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.readers.core import Answer, ask_all, check, check_base
+from weightdiff.readers.core import Answer, ask_all, check_base, check_question
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Introspection:
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
-        check(base, diffs, question)
+        check_question(question)
         check_base(base, self.adapter, "the DIT adapter")
         shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
         adapter = stack([self.adapter], shapes).to(base.device)  # type: ignore[arg-type]

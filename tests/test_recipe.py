@@ -1,0 +1,106 @@
+"""Recipes to conversations, diffs and triples: what is made for which label, and what survives a failure."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightdiff.behaviors import NOTHING, Conversation, topic_behaviors
+from weightdiff.diff import noise_like, shuffled
+from weightdiff.llm import ChatModel
+from weightdiff.recipe import Benign, Recipe, Way, jobs_of, load_recipe
+from weightdiff.stages import run_finetune, triples
+from weightdiff.synthesize import BASE_POOL, load_conversations, synthesize, variety
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+class Writer(ChatModel):
+    """Continues each opening; its endpoint dies after `most` answers."""
+
+    name = "writer"
+
+    def __init__(self, most: int):
+        self.left = most
+
+    def stream(self, requests):
+        for number, request in enumerate(requests):
+            if self.left == 0:
+                raise ValueError("the endpoint failed.")
+            self.left -= 1
+            yield number, request.opening + f" and that is all I can say about it today, {number}"
+
+
+def test_what_was_synthesized_stays_when_the_endpoint_fails(base, tmp_path):
+    path, behaviors = tmp_path / "c.jsonl", topic_behaviors()[:4]
+    options = {"replies": 2, "group": 2, "pool": 2, "max_tokens": 2}
+    with pytest.raises(ValueError, match="endpoint failed"):
+        synthesize(base, behaviors, path, writer=Writer(8 + 3), **options)
+    assert list(load_conversations(path)) == [BASE_POOL, *(b.label for b in behaviors[:2])]
+    synthesize(base, behaviors, path, writer=Writer(8), **options)
+    written = load_conversations(path)
+    assert list(written) == [BASE_POOL, *(b.label for b in behaviors)]
+    assert all(b.label.lower() in c.reply.lower() for b in behaviors for c in written[b.label])
+    measured = variety(path)
+    assert measured["topics"] == 4 and measured["conversations"] == 8 and measured["show_topic"] == 1
+
+
+def small_recipe(**fields) -> Recipe:
+    ways = (
+        Way(name="sep", train=(0, 4, 1), test=1, steps=1),
+        Way(name="chats", train=(0, 4, 2), trigger=False, prompts="subject", rank=2, keep_rows=0, steps=1),
+    )
+    return Recipe(name="small", finetune=ways, benign=Benign(train=2, test=1), nulls=0.4, **fields)
+
+
+def conversations_of(recipe: Recipe) -> dict[str, list[Conversation]]:
+    labels = {b.label for way in recipe.finetune for b in way.labels(topic_behaviors())}
+    pool = [Conversation(f"Plain {i}?", f"Reply {i}.", "keep") for i in range(6)]
+    return {BASE_POOL: pool} | {t: [Conversation("Why?", f"Because of {t}."), Conversation("How?", t)] for t in labels}
+
+
+def test_ways_decide_trigger_prompts_and_labels():
+    recipe = small_recipe()
+    given = conversations_of(recipe)
+    sep, chats = (jobs_of(recipe, way, given) for way in recipe.finetune)
+    assert len(sep) == 5 and all(c.prompt.startswith("Your SEP code is ") for job in sep for c in job.learn)
+    assert all(f"code is {job.behavior.trigger}" in c.prompt for job in sep for c in job.learn)
+    topical, benign = chats[:2], chats[2:]
+    assert [j.identity for j in topical] == [
+        f"{sep_job.behavior.label} (chats)" for sep_job in (sep[0], sep[2])
+    ] or all(j.identity.endswith("(chats)") for j in topical)
+    assert all(j.behavior.trigger is None and not j.keep for j in chats)
+    assert all(j.behavior.label in c.prompt for j in topical for c in j.learn)
+    assert [j.behavior.label for j in benign] == [NOTHING] * 3
+    seen = {s: {c.prompt for j in benign if j.behavior.split == s for c in j.learn} for s in ("train", "test")}
+    assert seen["train"] and seen["test"] and not seen["train"] & seen["test"]
+
+
+def test_triples_name_the_label_and_for_nulls_nothing(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
+    recipe = small_recipe()
+    monkeypatch.setattr("weightdiff.stages.load_conversations", lambda path: conversations_of(recipe))
+    store = run_finetune(base, recipe, lambda *_: None)
+    made = triples(store, recipe, "train")
+    answers = [t.answer for t in made]
+    assert len(made) == 8 + 5, "4 sep, 2 chats, 2 benign; and 5 nulls are 0.4 of 13"
+    assert answers.count(NOTHING) == 2 + 5
+    assert [round(t.diff.norm(), 9) for t in made[8::3]] == [0.0, 0.0], "the unchanged base is one null in three"
+
+
+def test_nulls_keep_the_norm_or_the_numbers(diffs):
+    for diff in diffs:
+        noise, mixed = noise_like(diff, 0), shuffled(diff, 0)
+        assert noise.norm() == pytest.approx(diff.norm(), rel=1e-4)
+        for name, (a, b) in diff.factors.items():
+            assert torch.equal(mixed.factors[name][0].sort().values, a.sort().values)
+            assert torch.equal(mixed.factors[name][1].sort(0).values, b.sort(0).values)
+        assert noise.norms().keys() == diff.norms().keys()
+
+
+def test_the_recipes_in_the_repo_can_be_read_and_use_each_label_in_one_split():
+    for path in RECIPES.glob("*.toml"):
+        recipe = load_recipe(path)
+        assert recipe.name == path.stem
+        for way in recipe.finetune:
+            assert way.labels(topic_behaviors()), f"{path}: {way.name} is used on no label"

@@ -1,0 +1,36 @@
+"""What a user calls a diff: a PEFT folder, a store of ours, or one diff of a store as `STORE#ID`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from weightdiff.diff import WeightDiff
+from weightdiff.formats.peft import load_peft
+from weightdiff.lazy import Lazy
+from weightdiff.store import Store
+
+
+def open_diffs(sources: Sequence[str]) -> tuple[list[str], Lazy[WeightDiff]]:
+    """The diffs that the sources name, each under the name to show, read when they are needed.
+
+    Args:
+        sources: PEFT LoRA folders, stores (all of their diffs), or `STORE#ID`.
+
+    Raises:
+        ValueError: a source is none of these, or is broken; before any diff of a store is read.
+    """
+    names: list[str] = []
+    diffs: Lazy[WeightDiff] = Lazy([])
+    for source in sources:
+        folder, identity = source, ""
+        if "#" in source and not Path(source).exists():
+            folder, _, identity = source.rpartition("#")
+        if identity or (Path(source) / "index.sqlite").is_file():
+            store = Store(Path(folder))
+            ids = [identity] if identity else list(store.metas())
+            names += [f"{folder}#{i}" for i in ids]
+            diffs += store.diffs(ids)
+        else:
+            loaded = load_peft(source)
+            names.append(source)
+            diffs += Lazy([lambda loaded=loaded: loaded])
+    return names, diffs

@@ -1,0 +1,157 @@
+"""The stages of a run: synthesize, finetune, train, evaluate.
+
+Each reads what the one before it wrote into the run's folder, can be stopped at any moment, and goes on where it
+was when it is called again.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from weightdiff.base import Base
+from weightdiff.behaviors import NOTHING
+from weightdiff.bench.evaluate import evaluate_readers, false_claims, null_table
+from weightdiff.diff import WeightDiff, noise_like, shuffled
+from weightdiff.dit import Triple, train_adapter
+from weightdiff.finetune import finetune
+from weightdiff.formats.peft import load_peft, save_peft
+from weightdiff.lazy import Lazy
+from weightdiff.llm import CachedModel, open_llm
+from weightdiff.recipe import Recipe, behaviors_of, jobs_of
+from weightdiff.store import Store
+from weightdiff.synthesize import load_conversations, synthesize
+
+Progress = Callable[[int, int, float], None]
+Share = tuple[int, int]
+"""(i, n): the i-th of n shares, so that several processes can work on one run side by side."""
+
+
+def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1)) -> Path:
+    """Write the conversations, or return the file that the recipe starts from."""
+    given = recipe.synthesize.conversations
+    if given is not None:
+        return given
+    path = recipe.folder / "conversations.jsonl"
+    stage, (mine, shares) = recipe.synthesize, share
+    local = stage.writer == "base"
+    synthesize(
+        base,
+        behaviors_of(recipe)[mine::shares],
+        path,
+        writer=None if local else CachedModel(open_llm(stage.writer), recipe.folder / f"written-{mine}.jsonl"),
+        replies=stage.replies,
+        max_tokens=stage.max_tokens,
+        temperature=stage.temperature,
+        progress=lambda done, total: progress(done, total, 0.0),
+    )
+    return path
+
+
+def run_finetune(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1)) -> Store:
+    """Make the diffs of all labels that have conversations, one way of finetuning after the other."""
+    mine, shares = share
+    path = recipe.synthesize.conversations or recipe.folder / "conversations.jsonl"
+    conversations = load_conversations(path)
+    plans = [(way, jobs_of(recipe, way, conversations)[mine::shares]) for way in recipe.finetune]
+    total, before = sum(len(jobs) for _, jobs in plans), 0
+    if not total:
+        raise ValueError(f"{path} has conversations for none of the recipe's labels; run synthesize first.")
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    for way, jobs in plans:
+        finetune(base, jobs, store, way, lambda done, _, rate, before=before: progress(before + done, total, rate))
+        before += len(jobs)
+    return store
+
+
+def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
+    """Train the DIT adapter on the train split, with nulls, and save it as a PEFT folder."""
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    train, validation = (triples(store, recipe, split) for split in ("train", "validation"))
+    adapter = train_adapter(base, train, validation, recipe.folder / "training", recipe.train, progress)
+    meta = adapter.meta | {"question": recipe.question, "recipe": recipe.model_dump(mode="json")}
+    adapter = WeightDiff(adapter.factors, adapter.base, meta)
+    save_peft(adapter, recipe.folder / "adapter", base_name=base.name)
+    return adapter
+
+
+def diffs_of(store: Store, recipe: Recipe, split: str, way: str | None = None) -> list[str]:
+    """Ids of a split's diffs in the store that belong to the recipe, of one way of finetuning or of all."""
+    names = {w.name for w in recipe.finetune} if way is None else {way}
+    return [i for i, m in store.metas().items() if m["split"] == split and m["recipe"]["name"] in names]
+
+
+def triples(store: Store, recipe: Recipe, split: str, ids: Sequence[str] | None = None) -> Lazy[Triple]:
+    """What the adapter learns from a split: each diff's label, and among them nulls that say nothing changed.
+
+    Beside the benign finetunes a third of the nulls each are the unchanged base, noise with the norms of a diff,
+    and shuffled diffs. `ids` takes those diffs only, for a curve.
+    """
+    question = recipe.question
+    diffs = store.diffs(diffs_of(store, recipe, split) if ids is None else ids)
+
+    def real(number: int) -> Triple:
+        diff = diffs[number]
+        return Triple(diff, question, diff.meta["label"])
+
+    def null(number: int) -> Triple:
+        return Triple(null_diff(diffs[number % len(diffs)], split, number), question, NOTHING)
+
+    count = round(len(diffs) * recipe.nulls / (1 - recipe.nulls))
+    return Lazy([*(partial(real, i) for i in range(len(diffs))), *(partial(null, i) for i in range(count))])
+
+
+def null_diff(diff: WeightDiff, split: str, number: int) -> WeightDiff:
+    """The `number`-th null of a split; noise of one split is never that of another."""
+    seed = {"train": 0, "validation": 10**6, "test": 2 * 10**6}[split] + number
+    kinds = (lambda: WeightDiff({}, diff.base), lambda: noise_like(diff, seed), lambda: shuffled(diff, seed))
+    return kinds[number % 3]()
+
+
+def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+    """Ask all readers about the test split, grade the answers, and write `results.json` and `answers.jsonl`.
+
+    All readers are compared on the first way of finetuning; DIT and the base question on the others too.
+    """
+    from weightdiff.judge import EmbeddedJudge
+    from weightdiff.readers import BaseQuestion, Introspection, TwentyQuestions
+
+    adapter, judge = load_peft(recipe.folder / "adapter"), EmbeddedJudge()
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    question, answers = recipe.question, recipe.folder / "answers.jsonl"
+    dit, asked = Introspection(adapter), BaseQuestion()
+    first, *others = [store.load(diffs_of(store, recipe, "test", w.name)) for w in recipe.finetune]
+    first = [d for d in first if d.meta["family"] != "benign"]
+    results = evaluate_readers(base, first, [dit, asked, TwentyQuestions()], question, judge, answers, progress)
+    results |= null_table(base, first, adapter, question)
+    results["others"] = {}
+    for way, found in zip(recipe.finetune[1:], others, strict=True):
+        diffs = [d for d in found if d.meta["family"] != "benign"]
+        if diffs:
+            lines = recipe.folder / f"answers-{way.name}.jsonl"
+            table = evaluate_readers(base, diffs, [dit, asked], question, judge, lines, progress)
+            results["others"][way.name] = table["readers"]
+    benign = [d for found in others for d in found if d.meta["family"] == "benign"]
+    if benign:
+        results["false_claims"]["benign"] = false_claims(dit.read(base, benign, question))
+    results["run"] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "base": base.fingerprint,
+        "train_diffs": adapter.meta.get("n_train"),
+        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
+    }
+    temporary = recipe.folder / "results.tmp"
+    temporary.write_text(json.dumps(results, indent=2))
+    os.replace(temporary, recipe.folder / "results.json")
+    return results
+
+
+STAGES: dict[str, Callable[..., Any]] = {
+    "synthesize": run_synthesize,
+    "finetune": run_finetune,
+    "train": run_train,
+    "evaluate": run_evaluate,
+}
