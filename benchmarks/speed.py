@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
-from weightdiff.bank import Layer, lay_over, row_diffs
+from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, load_base
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
 from weightdiff.behaviors import Conversation
@@ -38,7 +38,7 @@ def bank_round(base: Base, batches: list[list[Tokens]]) -> float:
     optimizer = torch.optim.Adam([p.requires_grad_() for p in factors.tensors()], lr=1e-3)
     batch = collate([row for rows in batches for row in rows])
     started = time.perf_counter()
-    with lay_over(base.targets, [Layer(factors, row_diffs(len(batches), ROWS))]):
+    with lay_over(base.targets, [Layer(factors, batch.rows.row // ROWS)]):
         cross_entropy_per_row(base, batch).sum().backward()
     optimizer.step()
     return time.perf_counter() - started
@@ -51,8 +51,11 @@ def peft_round(model, batches: list[list[Tokens]]) -> float:
     started = time.perf_counter()
     for rows in batches:
         batch = collate(rows)
-        logits = model(input_ids=batch.ids, use_cache=False).logits.float()
-        F.cross_entropy(logits[batch.row, batch.position], batch.label).backward()
+        ids, labels = torch.zeros(batch.rows.size, dtype=torch.long), torch.full(batch.rows.size, -100)
+        ids[batch.rows.row, batch.rows.place] = batch.ids  # padded on the right, as an ordinary collator does
+        labels[batch.rows.row[batch.at], batch.rows.place[batch.at]] = batch.label
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        F.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return time.perf_counter() - started

@@ -7,6 +7,7 @@ import torch
 
 from tests.conftest import random_diff, shapes_of
 from weightdiff.bank import Layer, lay_over
+from weightdiff.batch import Tokens, collate, cross_entropy_per_row
 from weightdiff.decode import decode
 from weightdiff.diff import WeightDiff, stack
 
@@ -34,6 +35,52 @@ def test_batch_of_diffs_is_each_merged_alone(base, diffs, rows):
         alone = merged_logits(base, [diffs[n], adapter], IDS[i : i + 1])[0]
         assert torch.allclose(together[i], alone, atol=1e-5)
     assert not torch.allclose(together, base.model(IDS).logits, atol=1e-2)
+
+
+def test_rows_end_to_end_are_each_row_alone_and_so_are_the_gradients(base, diffs):
+    """Tokens laid end to end, three diffs in stretches, against each row alone under its merged diff."""
+    lengths, owner = [9, 4, 7, 2, 9, 5], [0, 0, 1, 2, 2, 2]
+    rows = [Tokens(tuple(IDS[i, :2].tolist()), tuple(IDS[i, 2:n].tolist())) for i, n in enumerate(lengths)]
+    rows = [Tokens(r.prompt, r.reply or (7,)) for r in rows]
+    batch, factors = collate(rows), stack(diffs, shapes_of(base))
+    for tensor in factors.tensors():
+        tensor.requires_grad_()
+    layer = Layer(factors, torch.tensor(owner)[batch.rows.row])
+    with lay_over(base.targets, [layer]):
+        losses = cross_entropy_per_row(base, batch)
+    losses.sum().backward()
+    for i, row in enumerate(rows):
+        ids = torch.tensor([[*row.prompt, *row.reply]])
+        logits = merged_logits(base, [diffs[owner[i]]], ids[:, :-1])[0, len(row.prompt) - 1 :]
+        alone = torch.nn.functional.cross_entropy(logits, ids[0, len(row.prompt) :])
+        assert losses[i].item() == pytest.approx(alone.item(), abs=1e-5)
+    for n in range(3):  # the gradient of one diff, from its rows alone and padded through the other path of the bank
+        single = stack([diffs[n]], shapes_of(base))
+        for tensor in single.tensors():
+            tensor.requires_grad_()
+        mine = [row for row, o in zip(rows, owner, strict=True) if o == n]
+        for row in mine:
+            one = collate([row])
+            with lay_over(base.targets, [Layer(single)]):
+                cross_entropy_per_row(base, one).sum().backward()
+        for name, a in single.a.items():
+            rank = a.shape[1]
+            ours = factors.a[name].grad[n, :rank], factors.b[name].grad[n, :, :rank]
+            assert torch.allclose(ours[0], a.grad[0], atol=1e-5) and torch.allclose(
+                ours[1], single.b[name].grad[0], atol=1e-5
+            )
+
+
+def test_stretches_of_padded_rows_are_single_rows(base, diffs):
+    """Rows in long stretches of one diff take another path than rows one by one, and give the same."""
+    ids = torch.randint(0, 1000, (24, 5), generator=torch.Generator().manual_seed(2))
+    rows, strength = torch.arange(3).repeat_interleave(8), torch.linspace(0.5, 1.5, 24)
+    factors, order = stack(diffs, shapes_of(base)), torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    with lay_over(base.targets, [Layer(factors, rows, strength)]):
+        stretches = base.model(ids).logits
+    with lay_over(base.targets, [Layer(factors, rows[order], strength[order])]):
+        single = base.model(ids[order]).logits
+    assert torch.allclose(stretches[order], single, atol=1e-5)
 
 
 def test_strength_scales_each_rows_change(base, diffs):

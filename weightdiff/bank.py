@@ -1,12 +1,14 @@
 """The bank: many low-rank diffs on one frozen base model at once, a different one for every row of a batch.
 
 For row `b` with diff `n(b)`: `y = x Wᵀ + s·(x A_nᵀ) B_nᵀ`, for each stack laid over the model; the product
-`B A` is never formed. It doesn't know what the diffs mean: finetuning, adapter training and asking share it.
+`B A` is never formed. Rows are batch rows, or, where all conversations lie end to end, single tokens. It doesn't
+know what the diffs mean: finetuning, adapter training and asking share it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +24,16 @@ class Layer:
 
     Attributes:
         factors: the stacked diffs.
-        rows: index of the diff of each batch row; None where every row takes diff 0 (the DIT adapter).
-        strength: factor on the change, per batch row `[batch]` or one number for all.
+        rows: index of the diff of each row; None where every row takes diff 0 (the DIT adapter).
+        strength: factor on the change, per row or one number for all.
     """
 
     factors: Factors
-    rows: Int[Tensor, " batch"] | None = None
-    strength: Float[Tensor, " batch"] | float = 1.0
+    rows: Int[Tensor, " rows"] | None = None
+    strength: Float[Tensor, " rows"] | float = 1.0
 
     def select(self, keep: Int[Tensor, " kept"]) -> "Layer":
-        """The same layer for the batch rows `keep` only."""
+        """The same layer for the rows `keep` only."""
         rows = self.rows if self.rows is None else self.rows[keep]
         strength = self.strength[keep] if isinstance(self.strength, Tensor) else self.strength
         return Layer(self.factors, rows, strength)
@@ -43,10 +45,10 @@ def lay_over(targets: Mapping[str, nn.Linear], layers: Sequence[Layer]) -> Itera
 
     Args:
         targets: module name to linear layer, as `Base.targets` gives them.
-        layers: the stacks; a batch row's changes add up over them.
+        layers: the stacks; a row's changes add up over them.
     """
     changed = []
-    plans = [_row_plan(layer) for layer in layers]
+    plans = [_runs(layer) for layer in layers]
     try:
         for name, module in targets.items():
             adds = [_adder(layer, plan, name) for layer, plan in zip(layers, plans, strict=True)]
@@ -60,12 +62,9 @@ def lay_over(targets: Mapping[str, nn.Linear], layers: Sequence[Layer]) -> Itera
             del module.forward  # the instance attribute; the class's own method shows again
 
 
-def row_diffs(n: int, per_diff: int) -> Int[Tensor, " batch"]:
-    """Rows for `n` diffs with `per_diff` consecutive batch rows each."""
-    return torch.arange(n).repeat_interleave(per_diff)
-
-
 Add = Callable[[Tensor, Tensor], Tensor]
+Run = tuple[int, int, int]
+"""A diff's index, and the first and the last row (exclusive) of a stretch of rows that take it."""
 
 
 def _changed_forward(module: nn.Linear, adds: Sequence[Add]) -> Callable[[Tensor], Tensor]:
@@ -78,37 +77,88 @@ def _changed_forward(module: nn.Linear, adds: Sequence[Add]) -> Callable[[Tensor
     return forward
 
 
-def _row_plan(layer: Layer) -> int | None:
-    """Rows per diff where diffs lie in equal consecutive blocks, so that no factor need be gathered."""
-    rows, n = layer.rows, len(layer.factors)
-    if rows is None or n == 0 or len(rows) % n:
+def _runs(layer: Layer) -> list[Run] | None:
+    """Stretches of rows with one diff, where they are so long that going through them one by one pays."""
+    if layer.rows is None or not len(layer.rows):
         return None
-    block = len(rows) // n
-    return block if torch.equal(rows.cpu(), row_diffs(n, block)) else None
+    values, counts = torch.unique_consecutive(layer.rows.cpu(), return_counts=True)
+    if len(layer.rows) < _LONG * len(values):
+        return None
+    ends = counts.cumsum(0).tolist()
+    return list(zip(values.tolist(), [0, *ends[:-1]], ends, strict=True))
 
 
-def _adder(layer: Layer, block: int | None, name: str) -> Add | None:
+_LONG = 8
+
+
+def _adder(layer: Layer, runs: list[Run] | None, name: str) -> Add | None:
     if name not in layer.factors.a:
         return None
     a, b, rows, strength = layer.factors.a[name], layer.factors.b[name], layer.rows, layer.strength
-
-    def scaled(h: Float[Tensor, "batch time rank"]) -> Float[Tensor, "batch time rank"]:
-        if isinstance(strength, Tensor):
-            return h * strength.to(h)[:, None, None]
-        return h if strength == 1.0 else h * strength
+    factor = strength[:, None] if isinstance(strength, Tensor) else strength
 
     def shared(x: Tensor, y: Tensor) -> Tensor:
-        h = scaled(F.linear(x, a[0].to(x.dtype)))
-        return y + F.linear(h, b[0].to(x.dtype))
+        h = F.linear(x, a[0].to(x.dtype))
+        return y + F.linear(h if strength == 1.0 else h * strength, b[0].to(x.dtype))
 
-    def per_row(x: Tensor, y: Tensor) -> Tensor:
-        batch, time, _ = x.shape
-        if block is None:
-            ra, rb, n = a[rows].to(x.dtype), b[rows].to(x.dtype), batch
-        else:
-            ra, rb, n = a.to(x.dtype), b.to(x.dtype), len(a)
-        h = torch.bmm(x.reshape(n, -1, x.shape[-1]), ra.mT)
-        h = scaled(h.view(batch, time, -1)).reshape(n, -1, ra.shape[1])
-        return torch.baddbmm(y.reshape(n, -1, y.shape[-1]), h, rb.mT).view(batch, time, -1)
+    def stretches(x: Tensor, y: Tensor) -> Tensor:
+        width = x.shape[0] * x.shape[1] // len(rows)  # type: ignore[arg-type]  # tokens per row
+        scaled = factor.to(x).repeat_interleave(width, 0) if isinstance(factor, Tensor) else factor
+        spans = [(n, start * width, end * width) for n, start, end in runs or ()]
+        return _AddRuns.apply(y, x, a.to(x.dtype), b.to(x.dtype), spans, scaled)
 
-    return shared if rows is None else per_row
+    def single(x: Tensor, y: Tensor) -> Tensor:
+        n = len(rows)  # type: ignore[arg-type]
+        h = torch.bmm(x.reshape(n, -1, x.shape[-1]), a[rows].to(x.dtype).mT)
+        h = h * (factor[:, None].to(h) if isinstance(factor, Tensor) else factor)
+        return torch.baddbmm(y.reshape(n, -1, y.shape[-1]), h, b[rows].to(x.dtype).mT).view_as(y)
+
+    if rows is None:
+        return shared
+    return stretches if runs is not None else single
+
+
+class _AddRuns(torch.autograd.Function):
+    """Adds each stretch of tokens its diff's change, in place: no padding, no gathered factors, no copy of `y`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Float[Tensor, "batch time out"],
+        x: Float[Tensor, "batch time in"],
+        a: Float[Tensor, "n rank in"],
+        b: Float[Tensor, "n out rank"],
+        runs: list[Run],
+        factor: Float[Tensor, "tokens 1"] | float,
+    ) -> Float[Tensor, "batch time out"]:
+        flat, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        h = flat.new_empty(len(flat), a.shape[1])
+        for n, start, end in runs:
+            torch.mm(flat[start:end], a[n].T, out=h[start:end])
+        h *= factor
+        for n, start, end in runs:
+            out[start:end].addmm_(h[start:end], b[n].T)
+        ctx.runs, ctx.factor = runs, factor
+        ctx.save_for_backward(x, a, b, h)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, h = ctx.saved_tensors
+        flat, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
+        _, to_x, to_a, to_b, *_ = ctx.needs_input_grad
+        dh = torch.empty_like(h)
+        for n, start, end in ctx.runs:
+            torch.mm(g[start:end], b[n], out=dh[start:end])
+        dh *= ctx.factor
+        dx = torch.empty_like(flat) if to_x else None
+        da, db = torch.zeros_like(a) if to_a else None, torch.zeros_like(b) if to_b else None
+        for n, start, end in ctx.runs:
+            if dx is not None:
+                torch.mm(dh[start:end], a[n], out=dx[start:end])
+            if da is not None:
+                da[n].addmm_(dh[start:end].T, flat[start:end])
+            if db is not None:
+                db[n].addmm_(g[start:end].T, h[start:end])
+        return grads[0], dx.view_as(x) if dx is not None else None, da, db, None, None

@@ -1,9 +1,6 @@
-"""Token rows and losses: pad conversations into a batch, and get logits at label positions only.
+"""Token rows and losses: conversations laid end to end in a batch, and logits at label positions only."""
 
-Rows are padded on the right: under a causal mask padding then changes nothing before it, so that no
-attention mask is needed.
-"""
-
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightdiff.base import Base
+from weightdiff.packed import Rows, packed_states
 
 
 @dataclass(frozen=True)
@@ -28,35 +26,50 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded to one length.
+    """Rows laid end to end.
 
     Attributes:
-        ids: token ids, right-padded.
-        row, position: batch row and position whose next token is a label.
-        label: that next token.
+        ids: token ids, one row after the other.
+        rows: where each token belongs.
+        at: the tokens whose next token is a label.
+        row: batch row of each label.
+        label: the labels.
     """
 
-    ids: Int[Tensor, "batch time"]
+    ids: Int[Tensor, " tokens"]
+    rows: Rows
+    at: Int[Tensor, " labels"]
     row: Int[Tensor, " labels"]
-    position: Int[Tensor, " labels"]
     label: Int[Tensor, " labels"]
+
+    def __len__(self) -> int:
+        return self.rows.size[0]
 
 
 def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
-    """Pad rows on the right, and note where the labels are."""
-    time = max(len(r) for r in rows)
-    # The last token is never an input: nothing follows it that is to be predicted.
-    ids = torch.tensor([[*r.prompt, *r.reply, *([0] * (time - len(r)))][: time - 1] for r in rows])
-    row = torch.tensor([i for i, r in enumerate(rows) for _ in r.reply])
-    position = torch.tensor([len(r.prompt) - 1 + j for r in rows for j in range(len(r.reply))])
-    label = torch.tensor([t for r in rows for t in r.reply])
-    return Batch(ids.to(device), row.to(device), position.to(device), label.to(device))
+    """Lay rows end to end, and note where the labels are."""
+    # The last token of a row is never an input: nothing follows it that is to be predicted.
+    inputs = [[*r.prompt, *r.reply][:-1] for r in rows]
+    starts = [0, *itertools.accumulate(len(i) for i in inputs)]
+    return Batch(
+        ids=torch.tensor([t for i in inputs for t in i], device=device),
+        rows=Rows(
+            row=torch.tensor([n for n, i in enumerate(inputs) for _ in i], device=device),
+            place=torch.tensor([p for i in inputs for p in range(len(i))], device=device),
+            size=(len(rows), max(len(i) for i in inputs)),
+        ),
+        at=torch.tensor(
+            [s + len(r.prompt) - 1 + j for s, r in zip(starts, rows, strict=False) for j in range(len(r.reply))],
+            device=device,
+        ),
+        row=torch.tensor([n for n, r in enumerate(rows) for _ in r.reply], device=device),
+        label=torch.tensor([t for r in rows for t in r.reply], device=device),
+    )
 
 
 def label_states(base: Base, batch: Batch) -> Float[Tensor, "labels hidden"]:
-    """Final hidden states at the label positions."""
-    hidden = base.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return hidden[batch.row, batch.position]
+    """Final hidden states at the label positions. Diffs laid over the model take their `rows` per token."""
+    return packed_states(base.model, batch.ids, batch.rows)[batch.at]
 
 
 def head(base: Base, states: Float[Tensor, "labels hidden"]) -> Float[Tensor, "labels vocab"]:
@@ -74,4 +87,4 @@ def mean_per_group(values: Float[Tensor, " labels"], group: Int[Tensor, " labels
 def cross_entropy_per_row(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
     """Mean cross-entropy of each row's reply."""
     losses = F.cross_entropy(head(base, label_states(base, batch)), batch.label, reduction="none")
-    return mean_per_group(losses, batch.row, len(batch.ids))
+    return mean_per_group(losses, batch.row, len(batch))

@@ -133,8 +133,9 @@ def triple_losses(
     shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
     diffs = stack([t.diff for t in triples], shapes).to(base.device)  # type: ignore[arg-type]
     batch = collate([answer_tokens(base, t.question, t.answer) for t in triples], base.device)
-    rows = torch.arange(len(triples), device=base.device)
-    with lay_over(base.targets, [Layer(diffs, rows, strength), Layer(adapter, None, scale)]):
+    owner = batch.rows.row
+    per_token = strength.to(base.device)[owner] if isinstance(strength, torch.Tensor) else strength
+    with lay_over(base.targets, [Layer(diffs, owner, per_token), Layer(adapter, None, scale)]):
         return cross_entropy_per_row(base, batch)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from weightdiff.bank import Layer, lay_over, row_diffs
+from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat
 from weightdiff.batch import Batch, Tokens, collate, head, label_states, mean_per_group
 from weightdiff.behaviors.core import Behavior, Conversation
@@ -94,7 +94,6 @@ def train_together(
     parameters = [p.requires_grad_() for p in factors.tensors()]
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     scale, per_diff = config.alpha / config.rank, config.learn_rows + config.keep_rows
-    layer = Layer(factors, row_diffs(len(jobs), per_diff), scale)
     plans = [_plan(job, config) for job in jobs]
     count, losses = 0, torch.zeros(len(jobs))
     for step in range(config.steps):
@@ -102,7 +101,7 @@ def train_together(
         batch = collate([teacher.tokens(c) for c in chosen], base.device)
         keep = [i for i, c in enumerate(chosen) if c.mode == "keep"]
         target = teacher.states([chosen[i] for i in keep])
-        with lay_over(base.targets, [layer]):
+        with lay_over(base.targets, [Layer(factors, batch.rows.row // per_diff, scale)]):
             losses = diff_losses(base, batch, keep, target, per_diff, config.keep_weight)
             losses.sum().backward()
         optimizer.step()
@@ -124,7 +123,7 @@ def diff_losses(
     keep_weight: float,
 ) -> Float[Tensor, " n"]:
     """Each diff's loss: mean cross-entropy of its learned labels + weight · mean KL of its kept ones."""
-    n = len(batch.ids) // per_diff
+    n = len(batch) // per_diff
     logits = head(base, label_states(base, batch))
     owner = batch.row // per_diff
     kept = torch.isin(batch.row, torch.tensor(list(keep), device=batch.row.device))

@@ -1,0 +1,99 @@
+"""Rows without padding: a transformer's linear layers see one long row of tokens, and only attention sees rows.
+
+Rows of unequal length waste a quarter of the arithmetic on padding, since nearly all of it is in linear layers.
+Laid end to end they waste none; attention, a few percent of the work at these lengths, gets them padded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "weightdiff_rows"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where each token of a packed row belongs.
+
+    Attributes:
+        row, place: batch row of each token, and its place in that row.
+        size: `(batch, time)` when padded.
+    """
+
+    row: Int[Tensor, " tokens"]
+    place: Int[Tensor, " tokens"]
+    size: tuple[int, int]
+
+
+class _Pad(torch.autograd.Function):
+    """`[tokens, …]` to `[batch, time, …]` with zeros; each direction is the other's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        padded = x.new_zeros(*rows.size, *x.shape[1:])
+        padded[rows.row, rows.place] = x
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        return grad[0][ctx.rows.row, ctx.rows.place], None
+
+
+class _Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
+        ctx.rows = rows
+        return x[rows.row, rows.place]
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
+        return _Pad.apply(grad[0], ctx.rows), None
+
+
+def _attention(
+    module: nn.Module,
+    query: Float[Tensor, "one heads tokens head"],
+    key: Float[Tensor, "one kv_heads tokens head"],
+    value: Float[Tensor, "one kv_heads tokens head"],
+    attention_mask: Tensor | None,
+    *,
+    rows: Rows,
+    **options: Any,
+) -> tuple[Float[Tensor, "one tokens heads head"], None]:
+    padded = [_Pad.apply(t[0].transpose(0, 1), rows).transpose(1, 2) for t in (query, key, value)]
+    # Padding comes last in each row, so that causality alone keeps it out.
+    query, key, value = padded
+    out, _ = sdpa_attention_forward(module, query, key, value, None, is_causal=True, **options)
+    return _Unpad.apply(out, rows)[None], None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def packed_states(model: PreTrainedModel, ids: Int[Tensor, " tokens"], rows: Rows) -> Float[Tensor, "tokens hidden"]:
+    """Final hidden states of rows laid end to end.
+
+    Args:
+        model: a causal language model of transformers that attends by its attention interface.
+        ids: the rows' tokens, one row after the other.
+        rows: where each token belongs.
+    """
+    config = model.config
+    before, config._attn_implementation = config._attn_implementation, NAME
+    try:
+        # A four-dimensional mask is taken as it is, which keeps the model from building one over all tokens.
+        return model.get_decoder()(
+            input_ids=ids[None],
+            position_ids=rows.place[None],
+            attention_mask=torch.zeros(1, 1, 1, 1, device=ids.device),
+            use_cache=False,
+            rows=rows,
+        ).last_hidden_state[0]
+    finally:
+        config._attn_implementation = before
