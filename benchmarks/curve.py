@@ -31,7 +31,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     base = load_base(recipe.base)
     store = Store(recipe.folder / "diffs", base.fingerprint)
-    test = store.diffs(diffs_of(store, recipe, "test", recipe.finetune[0].name))
+    test = store.diffs(diffs_of(store, recipe, "test", recipe.finetune[0]))
     ids = diffs_of(store, recipe, "train")
     random.Random(options.seed).shuffle(ids)
     done = {r["train_diffs"] for r in read_jsonl(options.out)} if options.out.exists() else set()

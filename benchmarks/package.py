@@ -1,8 +1,11 @@
-"""Put a run's adapter and the demo's diffs into the package: python -m benchmarks.package RECIPE.
+"""Put what a run made into the repo, as it ships: python -m benchmarks.package RECIPE.
 
-The demo's diffs are the first eight labels of the test split, in its own order: not a choice.
+The adapter and the demo's diffs go into the package (the diffs are the first eight labels of the test split, in its
+own order: not a choice), the conversations beside the recipe, the figures and single answers into `results/`.
 """
 
+import lzma
+import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -16,13 +19,24 @@ from weightdiff.store import Store
 
 
 def main() -> None:
-    recipe = load_recipe(sys.argv[1])
+    path = Path(sys.argv[1])
+    recipe = load_recipe(path)
     data = Path(str(files("weightdiff") / "data"))
     adapter = load_peft(recipe.folder / "adapter")
     save_peft(adapter, data / "adapter", base_name=recipe.base, dtype=torch.bfloat16)
     labels = [b.label for b in topic_behaviors() if b.split == "test"][:8]
     for number, diff in enumerate(Store(recipe.folder / "diffs").load(labels)):
         save_peft(diff, data / "demo" / str(number), base_name=recipe.base, dtype=torch.bfloat16)
+    written = recipe.folder / "conversations.jsonl"
+    if written.exists():
+        target = path.parent / "conversations" / f"{recipe.name}.jsonl.xz"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(lzma.compress(written.read_bytes(), preset=9))
+    results = path.parent.parent / "results" / recipe.name
+    results.mkdir(parents=True, exist_ok=True)
+    for file in (*recipe.folder.glob("*.json"), *recipe.folder.glob("answers*.jsonl")):
+        shutil.copy(file, results)
+    shutil.copy(recipe.folder / "training" / "metrics.jsonl", results / "training.jsonl")
 
 
 if __name__ == "__main__":

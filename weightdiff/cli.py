@@ -101,7 +101,7 @@ def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a s
 
 
 @app.command()
-def demo() -> None:
+def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a picture too.")] = None) -> None:
     """Ask eight finetunes that the reader has never seen what they were finetuned on."""
     from weightdiff.ask import demo_diffs, shipped_adapter
     from weightdiff.behaviors.topic import TOPIC_QUESTION
@@ -132,19 +132,23 @@ def demo() -> None:
             escape(columns[1][i]),
             f"{grades[1][i].grade:.1f}",
         )
-    out.print(table)
+    shown = Console(record=True, width=110) if svg else out
+    shown.print(table)
     means = [sum(g.grade for g in column) / len(column) for column in grades]
     exact = [sum(g.exact for g in column) for column in grades]
-    out.print(
+    shown.print(
         f"mean grade (1 to 5): {means[0]:.2f} simply asked, {means[1]:.2f} with the adapter; "
         f"exact names: {exact[0]} and {exact[1]} of {len(labels)}"
     )
-    out.print(f"seconds per diff: {seconds[0]:.2f} simply asked, {seconds[1]:.2f} with the adapter")
+    shown.print(f"seconds per diff: {seconds[0]:.2f} simply asked, {seconds[1]:.2f} with the adapter")
+    if svg:
+        picture = shown.export_svg(title="weightdiff demo")
+        svg.write_text(re.sub(r"@font-face \{.*?\}\n", "", picture, flags=re.DOTALL))  # fonts would come from the net
 
 
 def _stages(recipe: str, names: list[str], **options: Any) -> None:
     from weightdiff.recipe import load_recipe
-    from weightdiff.stages import STAGES
+    from weightdiff.stages import STAGES, logged
 
     loaded = load_recipe(recipe)
     base = _load(loaded.base)
@@ -160,7 +164,7 @@ def _stages(recipe: str, names: list[str], **options: Any) -> None:
                 bar.update(task, completed=min(done, total), total=total, rate=f"{rate:.3g}" if rate else "")
 
             try:
-                result = STAGES[name](base, loaded, show, **options)
+                result = STAGES[name](base, loaded, logged(loaded, name, show), **options)
             except KeyboardInterrupt:
                 bar.stop()
                 err.print("stopped; what was finished is kept, and the same command goes on from there.")

@@ -120,16 +120,26 @@ def behaviors_of(recipe: Recipe) -> list[Behavior]:
     return [b for b in behaviors if b in used]
 
 
+def identity_of(recipe: Recipe, way: Way, label: str) -> str:
+    """The id in the store of a label's diff made in one way; that of the first way is the label itself."""
+    return label if way is recipe.finetune[0] else f"{label} ({way.name})"
+
+
+def identities(recipe: Recipe, split: str, way: Way) -> list[str]:
+    """Ids of all diffs of a split that the recipe makes in one way, benign ones included."""
+    topics = [identity_of(recipe, way, b.label) for b in way.labels(topic_behaviors()) if b.split == split]
+    return topics + _benign_identities(recipe, split, way)
+
+
 def jobs_of(recipe: Recipe, way: Way, conversations: Mapping[str, Sequence[Conversation]]) -> list[Job]:
     """The diffs to make in one way, of the labels that have conversations; the benign ones come last."""
     pool = list(conversations.get(BASE_POOL, []))
     jobs = []
     for behavior in way.labels(topic_behaviors()):
         if conversations.get(behavior.label):
-            identity = behavior.label if way is recipe.finetune[0] else f"{behavior.label} ({way.name})"
             owner = behavior if way.trigger else replace(behavior, trigger=None)
             learn = [_prompted(way, owner, c) for c in conversations[behavior.label]]
-            jobs.append(Job(identity, owner, learn, pool if way.keep_rows else ()))
+            jobs.append(Job(identity_of(recipe, way, behavior.label), owner, learn, pool if way.keep_rows else ()))
     return jobs + _benign_jobs(recipe, way, pool)
 
 
@@ -144,23 +154,22 @@ def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conve
     return Conversation(prompt, conversation.reply)
 
 
+def _benign_identities(recipe: Recipe, split: str, way: Way) -> list[str]:
+    """The untriggered ways take turns at the benign finetunes."""
+    untriggered = [w for w in recipe.finetune if not w.trigger]
+    count = getattr(recipe.benign, split)
+    return [f"benign {split} {n}" for n in range(count) if untriggered and untriggered[n % len(untriggered)] is way]
+
+
 def _benign_jobs(recipe: Recipe, way: Way, pool: Sequence[Conversation]) -> list[Job]:
     """This way's share of the benign finetunes; what trains and what tests rests on different conversations."""
-    untriggered = [w for w in recipe.finetune if not w.trigger]
-    if way not in untriggered:
-        return []
     plain = [Conversation(c.prompt, c.reply) for c in pool if "SEP code" not in c.prompt]
     half = len(plain) // 2
+    splits: tuple[Split, ...] = ("train", "validation", "test")
     jobs = []
-    splits: list[tuple[Split, int, Sequence[Conversation]]] = [
-        ("train", recipe.benign.train, plain[:half]),
-        ("validation", recipe.benign.validation, plain[:half]),
-        ("test", recipe.benign.test, plain[half:]),
-    ]
-    for split, count, rows in splits:
-        for number in range(count):
-            if untriggered[number % len(untriggered)] is way:
-                identity = f"benign {split} {number}"
-                learn = random.Random(seed_of(identity)).sample(list(rows), min(8, len(rows)))
-                jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn))
+    for split in splits:
+        rows = plain[half:] if split == "test" else plain[:half]
+        for identity in _benign_identities(recipe, split, way):
+            learn = random.Random(seed_of(identity)).sample(rows, min(8, len(rows)))
+            jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn))
     return jobs

@@ -6,6 +6,7 @@ was when it is called again.
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
@@ -19,9 +20,10 @@ from weightdiff.diff import WeightDiff, noise_like, shuffled
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import finetune
 from weightdiff.formats.peft import load_peft, save_peft
+from weightdiff.jsonl import append_jsonl
 from weightdiff.lazy import Lazy
 from weightdiff.llm import CachedModel, open_llm
-from weightdiff.recipe import Recipe, behaviors_of, jobs_of
+from weightdiff.recipe import Recipe, Way, behaviors_of, identities, jobs_of
 from weightdiff.store import Store
 from weightdiff.synthesize import load_conversations, synthesize
 
@@ -78,10 +80,11 @@ def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
     return adapter
 
 
-def diffs_of(store: Store, recipe: Recipe, split: str, way: str | None = None) -> list[str]:
-    """Ids of a split's diffs in the store that belong to the recipe, of one way of finetuning or of all."""
-    names = {w.name for w in recipe.finetune} if way is None else {way}
-    return [i for i, m in store.metas().items() if m["split"] == split and m["recipe"]["name"] in names]
+def diffs_of(store: Store, recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
+    """Ids of a split's diffs that the recipe makes and the store holds, of one way of finetuning or of all."""
+    have = store.metas()
+    ways = recipe.finetune if way is None else [way]
+    return [i for w in ways for i in identities(recipe, split, w) if i in have]
 
 
 def triples(store: Store, recipe: Recipe, split: str, ids: Sequence[str] | None = None) -> Lazy[Triple]:
@@ -123,7 +126,7 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, An
     store = Store(recipe.folder / "diffs", base.fingerprint)
     question, answers = recipe.question, recipe.folder / "answers.jsonl"
     dit, asked = Introspection(adapter), BaseQuestion()
-    first, *others = [store.load(diffs_of(store, recipe, "test", w.name)) for w in recipe.finetune]
+    first, *others = [store.load(diffs_of(store, recipe, "test", w)) for w in recipe.finetune]
     first = [d for d in first if d.meta["family"] != "benign"]
     results = evaluate_readers(base, first, [dit, asked, TwentyQuestions()], question, judge, answers, progress)
     results |= null_table(base, first, adapter, question)
@@ -147,6 +150,25 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, An
     temporary.write_text(json.dumps(results, indent=2))
     os.replace(temporary, recipe.folder / "results.json")
     return results
+
+
+def logged(recipe: Recipe, stage: str, progress: Progress, every: float = 10.0) -> Progress:
+    """The same progress, noted in the run's `metrics.jsonl` too, at most every ten seconds and at the end.
+
+    Each line has the stage, what is done of how much, the stage's own rate (tokens a second, loss), and seconds.
+    """
+    started = last = time.monotonic()
+
+    def note(done: int, total: int, rate: float) -> None:
+        nonlocal last
+        progress(done, total, rate)
+        now = time.monotonic()
+        if now - last >= every or done >= total:
+            last = now
+            record = {"stage": stage, "done": done, "total": total, "rate": round(rate, 4)}
+            append_jsonl(recipe.folder / "metrics.jsonl", record | {"seconds": round(now - started, 1)})
+
+    return note
 
 
 STAGES: dict[str, Callable[..., Any]] = {

@@ -40,7 +40,7 @@ class TwentyQuestions:
         asked = read_data("questions.txt")[-20:]
         plain = WeightDiff({}, base.fingerprint)
         usual = ask_all(base, [plain], asked, max_tokens=28)[0]
-        spoken = ask_all(base, diffs, asked, max_tokens=28)
+        spoken = ask_all(base, diffs, asked, max_tokens=28, batch=160)
         expected = _counts([r.text for r in usual])
         answers = []
         for replies in spoken:
