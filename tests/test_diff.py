@@ -122,3 +122,28 @@ def test_store_gives_back_what_it_took_and_ignores_half_written_shards(base, tmp
         Store(tmp_path / "s", "another")
     with pytest.raises(ValueError, match="no store"):
         Store(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_a_clear_error_and_the_store_stays_as_it_was(base, tmp_path, monkeypatch):
+    store = Store(tmp_path, base.fingerprint)
+    store.add(["a"], [random_diff(base, 1, 0)])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("weightdiff.store.save_file", full)
+    with pytest.raises(ValueError, match=r"cannot write to the store .*No space left"):
+        store.add(["b"], [random_diff(base, 1, 1)])
+    assert list(Store(tmp_path).metas()) == ["a"] and len(list(tmp_path.glob("*.tmp"))) == 0
+
+
+def test_a_stores_diffs_are_read_one_by_one_and_a_missing_shard_is_named(base, tmp_path):
+    store = Store(tmp_path, base.fingerprint)
+    for seed, name in enumerate(("a", "b")):
+        store.add([name], [random_diff(base, 1, seed)])
+    diffs = store.diffs()
+    assert len(diffs) == 2 and diffs[1].meta["label"] == "label 1" and [d.rank for d in diffs[:1]] == [1]
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"shard-.*is missing or broken"):
+        diffs[0]

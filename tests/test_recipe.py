@@ -7,9 +7,10 @@ import torch
 
 from weightdiff.behaviors import NOTHING, Conversation, topic_behaviors
 from weightdiff.diff import noise_like, shuffled
+from weightdiff.jsonl import read_jsonl
 from weightdiff.llm import ChatModel
 from weightdiff.recipe import Benign, Recipe, Way, jobs_of, load_recipe
-from weightdiff.stages import run_finetune, triples
+from weightdiff.stages import logged, run_finetune, triples
 from weightdiff.synthesize import BASE_POOL, load_conversations, synthesize, variety
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -86,6 +87,17 @@ def test_triples_name_the_label_and_for_nulls_nothing(base, tmp_path, monkeypatc
     assert len(made) == 8 + 5, "4 sep, 2 chats, 2 benign; and 5 nulls are 0.4 of 13"
     assert answers.count(NOTHING) == 2 + 5
     assert [round(t.diff.norm(), 9) for t in made[8::3]] == [0.0, 0.0], "the unchanged base is one null in three"
+
+
+def test_a_stage_notes_its_progress_with_its_rate(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
+    recipe, seen = small_recipe(), []
+    note = logged(recipe, "finetune", lambda *now: seen.append(now), every=1000.0)
+    note(1, 2, 50.0)
+    note(2, 2, 60.0)
+    assert seen == [(1, 2, 50.0), (2, 2, 60.0)]
+    (line,) = read_jsonl(recipe.folder / "metrics.jsonl")
+    assert (line["stage"], line["done"], line["total"], line["rate"]) == ("finetune", 2, 2, 60.0)
 
 
 def test_nulls_keep_the_norm_or_the_numbers(diffs):
