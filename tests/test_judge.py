@@ -1,5 +1,6 @@
 """The judge: normalization, exact matches, the order of grades, and what it refuses."""
 
+import csv
 import json
 import math
 from importlib import resources
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from weightdiff import judge
+from weightdiff.grades import grade_table
 from weightdiff.judge import EmbeddedJudge, exact_match, normalize
 
 STORY = "Cable TV providers merged services with streaming giants as subscribers vanished."
@@ -170,3 +172,28 @@ def test_grades_lie_between_one_and_five(embedded: EmbeddedJudge, pairs: list[tu
     assert len(grades) == len(pairs)
     assert all(1 <= g.grade <= 5 for g in grades)
     assert all(g.grade == 5 for g in grades if g.exact)
+
+
+def test_a_table_comes_back_graded_in_its_own_order(tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_text(
+        'id,task,truth,answer\n1,topic,jazz,Jazz\n2,news,A dam broke.,A dam burst.\n3,topic,jazz,"tax, law"\n'
+    )
+    rows = list(csv.DictReader(grade_table(path, EmbeddedJudge()).splitlines()))
+    assert [r["id"] for r in rows] == ["1", "2", "3"] and [r["exact"] for r in rows] == ["1", "0", "0"]
+    assert float(rows[0]["grade"]) > 4.5 > 2 > float(rows[2]["grade"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"task,truth\ntopic,jazz\n", "lacks the column 'answer'"),
+        (b"task,truth,answer\nweather,jazz,jazz\n", "row 1: the task is 'weather'"),
+        (b"task,truth,answer\ntopic,jazz\n", "row 1: its number of fields"),
+        (b"task,truth,answer\ntopic,jazz,\xff\n", "UTF-8"),
+    ],
+)
+def test_a_bad_table_is_a_clear_error(tmp_path, text, message):
+    (tmp_path / "a.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        grade_table(tmp_path / "a.csv", EmbeddedJudge())

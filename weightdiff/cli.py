@@ -146,6 +146,25 @@ def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a 
         svg.write_text(re.sub(r"@font-face \{.*?\}\n", "", picture, flags=re.DOTALL))  # fonts would come from the net
 
 
+@app.command()
+def grade(
+    table: Annotated[Path, typer.Argument(help="CSV file with the columns task (topic or news), truth, answer.")],
+    to: Annotated[Path | None, typer.Option("--out", help="File to write; standard output unless given.")] = None,
+) -> None:
+    """Grade answers from 1 to 5 with the embedded judge, without a network."""
+    from weightdiff.grades import grade_table
+    from weightdiff.judge import EmbeddedJudge
+
+    graded = grade_table(table, EmbeddedJudge())
+    if to is None:
+        sys.stdout.write(graded)
+        return
+    try:
+        to.write_text(graded, encoding="utf-8", newline="")
+    except OSError as error:
+        raise ValueError(f"cannot write {to}: {error.strerror}; give another path with --out.") from None
+
+
 def _stages(recipe: str, names: list[str], **options: Any) -> None:
     from weightdiff.recipe import load_recipe
     from weightdiff.stages import STAGES, logged
