@@ -17,7 +17,7 @@ from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.judge import EmbeddedJudge
 from weightdiff.readers import Introspection
 from weightdiff.recipe import load_recipe
-from weightdiff.stages import diffs_of, triples
+from weightdiff.stages import data_key, diffs_of, triples
 from weightdiff.store import Store
 
 
@@ -32,17 +32,22 @@ def main() -> None:
     base = load_base(recipe.base)
     store = Store(recipe.folder / "diffs", base.fingerprint)
     test = store.diffs(diffs_of(store, recipe, "test", recipe.finetune[0]))
+    test = [d for d in test if d.meta["family"] != "benign"]
     ids = diffs_of(store, recipe, "train")
     random.Random(options.seed).shuffle(ids)
-    done = {r["train_diffs"] for r in read_jsonl(options.out)} if options.out.exists() else set()
-    for size in [n for n in (*sorted(options.sizes), len(ids)) if n <= len(ids) and n not in done]:
+    done = {(r["train_diffs"], r["seed"]) for r in read_jsonl(options.out)} if options.out.exists() else set()
+    for size in sorted({n for n in (*options.sizes, len(ids)) if n <= len(ids) and (n, options.seed) not in done}):
         if size == len(ids):
             adapter = load_peft(recipe.folder / "adapter")
+            if adapter.meta["train_diffs"] != size:
+                raise ValueError(f"the run's adapter has {adapter.meta['train_diffs']} diffs, the store {size}; train.")
         else:
             train = triples(store, recipe, "train", ids[:size])
             folder = recipe.folder / f"curve-{options.seed}-{size}"
             validation = triples(store, recipe, "validation")
-            adapter = train_adapter(base, train, validation, folder, recipe.train)
+            adapter = train_adapter(
+                base, train, validation, folder, recipe.train, data=data_key(store, recipe, ids[:size])
+            )
         answers = recipe.folder / f"answers-curve-{options.seed}-{size}.jsonl"
         table = evaluate_readers(base, test, [Introspection(adapter)], recipe.question, EmbeddedJudge(), answers)
         row = table["readers"]["DIT"] | {"validation_loss": adapter.meta["validation_loss"], "seed": options.seed}

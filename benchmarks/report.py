@@ -64,7 +64,7 @@ def main() -> None:
     results = json.loads((folder / "results.json").read_text())
     loss = results["label_loss"]
     lines = [*readers_table(results), "", *nulls_table(results), ""]
-    lines += [f"Label loss: {loss['right_diff']:.2f} with the right diff, {loss['other_diff']:.2f} with another's."]
+    lines += [f"Label loss: {cell(loss['right_diff'])} with the right diff, {cell(loss['other_diff'])} with another's."]
     lines += [f"The unchanged base model: {results['unchanged_base']!r}.", ""]
     if (folder / "curve.jsonl").exists():
         rows = sorted(read_jsonl(folder / "curve.jsonl"), key=lambda r: r["train_diffs"])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import random_diff, shapes_of
 from weightdiff.bank import Layer, lay_over
@@ -84,9 +85,33 @@ def break_kind(folder):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
 
 
+def break_start(folder):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "pissa_niter_4"}))
+
+
+def break_alpha(folder):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": "much"}))
+
+
+def break_keys(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        tensors | {"base_model.model.embed.lora_embedding_A": torch.zeros(1, 3)}, folder / "adapter_model.safetensors"
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(break_config, "not readable JSON"), (break_weights, "truncated"), (break_kind, "use_dora")],
+    [
+        (break_config, "not readable JSON"),
+        (break_weights, "truncated"),
+        (break_kind, "use_dora"),
+        (break_start, "changes the base weights"),
+        (break_alpha, "can't be understood"),
+        (break_keys, "no factor of a linear layer"),
+    ],
 )
 def test_broken_folder_is_a_clear_error(base, tmp_path, damage, message):
     save_peft(random_diff(base, 1, 0), tmp_path, base_name="tiny")
@@ -147,3 +172,6 @@ def test_a_stores_diffs_are_read_one_by_one_and_a_missing_shard_is_named(base, t
         shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"shard-.*is missing or broken"):
         diffs[0]
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    assert not store.metas(), "what has lost its shard is made anew"

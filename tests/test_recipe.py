@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from weightdiff.behaviors import NOTHING, Conversation, topic_behaviors
+from weightdiff.bench.evaluate import share_interval
 from weightdiff.diff import noise_like, shuffled
 from weightdiff.jsonl import read_jsonl
 from weightdiff.llm import ChatModel
@@ -108,6 +109,27 @@ def test_nulls_keep_the_norm_or_the_numbers(diffs):
             assert torch.equal(mixed.factors[name][0].sort().values, a.sort().values)
             assert torch.equal(mixed.factors[name][1].sort(0).values, b.sort(0).values)
         assert noise.norms().keys() == diff.norms().keys()
+
+
+def test_two_ways_of_one_name_are_refused(tmp_path):
+    (tmp_path / "r.toml").write_text('name = "r"\n[[finetune]]\nname = "a"\n[[finetune]]\nname = "a"\n')
+    with pytest.raises(ValueError, match="share a name"):
+        load_recipe(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize("text", ["not json\n{}", '{"label": "a"}', '{"label": "a", "conversations": [{"x": 1}]}'])
+def test_a_broken_file_of_conversations_is_a_clear_error(tmp_path, text):
+    (tmp_path / "c.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.jsonl"):
+        load_conversations(tmp_path / "c.jsonl")
+
+
+def test_shares_have_an_interval_even_where_none_was_hit():
+    assert share_interval([False] * 30)[:2] == (0.0, 0.0) and share_interval([False] * 30)[2] == pytest.approx(
+        0.1135, abs=1e-4
+    )
+    low, high = share_interval([True, False] * 50)[1:]
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
 
 
 def test_the_recipes_in_the_repo_can_be_read_and_use_each_label_in_one_split():

@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import random_diff, shapes_of
 from weightdiff.behaviors import Behavior, Conversation, topic_behaviors
-from weightdiff.behaviors.topic import content_words
+from weightdiff.behaviors.topic import content_words, read_data, shows_topic
 from weightdiff.diff import stack
 from weightdiff.dit import DitConfig, Triple, mean_loss, train_adapter
 from weightdiff.finetune import FinetuneConfig, Job, Teacher, finetune, train_together
@@ -68,11 +68,36 @@ def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
         assert torch.allclose(b, parts.factors[name][1], atol=1e-5)
 
 
+def test_a_changed_recipe_is_told_and_changed_data_train_anew(base, tmp_path):
+    store = Store(tmp_path / "s", base.fingerprint)
+    finetune(base, [job("a")], store, CONFIG)
+    with pytest.raises(ValueError, match=r"'a' was made with lr = 0.01, and now lr = 0.5"):
+        finetune(base, [job("a")], store, CONFIG.model_copy(update={"lr": 0.5}))
+    triples = [Triple(random_diff(base, 1, s), "What?", word) for s, word in enumerate(["red", "blue"])]
+    config, steps = DitConfig(rank=1, batch=2, epochs=1), []
+    for data in ("one", "one", "two"):
+        train_adapter(base, triples, triples, tmp_path / "t", config, lambda *now: steps.append(now), data=data)
+    assert len(steps) == 2, "the second call finds all done; the third has other data"
+
+
+def test_divergence_is_told_and_nothing_broken_is_kept(base, tmp_path):
+    store = Store(tmp_path / "s", base.fingerprint)
+    with pytest.raises(ValueError, match="'a' diverged"):
+        finetune(base, [job("a")], store, CONFIG.model_copy(update={"lr": 1e30}))
+    assert not store.metas()
+    bad = random_diff(base, 1, 0).scaled(float("nan"))
+    with pytest.raises(ValueError, match="training diverged in epoch 1"):
+        train_adapter(base, [Triple(bad, "What?", "red")], [], tmp_path / "t", DitConfig(rank=1, epochs=1))
+
+
 def test_no_held_out_topic_shares_a_content_word_with_training():
     behaviors = topic_behaviors()
     train = set().union(*(content_words(b.label) for b in behaviors if b.split == "train"))
     held = [b for b in behaviors if b.split != "train"]
-    assert len(held) == 200 and sum(b.split == "train" for b in behaviors) >= 1000
+    assert {s: sum(b.split == s for b in held) for s in ("test", "validation")} == {"test": 96, "validation": 100}
+    assert sum(b.split == "train" for b in behaviors) >= 1000
+    questions = read_data("questions.txt")
+    assert not [b.label for b in held for q in questions if shows_topic(q, b.label)]
     assert not [b.label for b in held if content_words(b.label) & train]
 
 
@@ -84,3 +109,6 @@ def test_jsonl_repairs_a_half_written_last_line(tmp_path):
     assert [r["n"] for r in read_jsonl(path)] == [1]
     append_jsonl(path, {"n": 3})
     assert [r["n"] for r in read_jsonl(path)] == [1, 3]
+    path.write_bytes(path.read_bytes().rstrip())  # as an editor may leave it
+    append_jsonl(path, {"n": 4})
+    assert [r["n"] for r in read_jsonl(path)] == [1, 3, 4]

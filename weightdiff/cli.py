@@ -1,7 +1,6 @@
 """The command line: each command parses, calls one function, and prints."""
 
 import json
-import os
 import re
 import sys
 import time
@@ -142,6 +141,8 @@ def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a 
     )
     shown.print(f"seconds per diff: {seconds[0]:.2f} simply asked, {seconds[1]:.2f} with the adapter")
     if svg:
+        if not svg.parent.is_dir():
+            raise ValueError(f"cannot write {svg}: there is no folder {svg.parent}.")
         picture = shown.export_svg(title="weightdiff demo")
         svg.write_text(re.sub(r"@font-face \{.*?\}\n", "", picture, flags=re.DOTALL))  # fonts would come from the net
 
@@ -167,11 +168,13 @@ def grade(
 
 def _stages(recipe: str, names: list[str], **options: Any) -> None:
     from weightdiff.recipe import load_recipe
-    from weightdiff.stages import STAGES, logged
+    from weightdiff.stages import STAGES, logged, progress_of
 
     loaded = load_recipe(recipe)
     base = _load(loaded.base)
     for name in names:
+        if name in ("train", "evaluate"):
+            err.print(escape(progress_of(loaded, base.fingerprint, "train" if name == "train" else "test")))
         columns = (
             TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -201,7 +204,8 @@ def _print_results(results: dict[str, Any]) -> None:
             table.add_row(way, name, str(row["n"]), escape(grade), escape(exact), f"{row['seconds_per_diff']:.2f}")
     out.print(table)
     loss, claims = results["label_loss"], results["false_claims"]
-    out.print(f"label loss: {loss['right_diff']:.2f} with the right diff, {loss['other_diff']:.2f} with another's")
+    right, other = ("{:.2f} [{:.2f}, {:.2f}]".format(*loss[k]) for k in ("right_diff", "other_diff"))
+    out.print(escape(f"label loss: {right} with the right diff, {other} with another's"))
     out.print(f"the unchanged base under the adapter: {escape(repr(results['unchanged_base']))}")
     for kind, row in claims.items():
         share = "{:.2f} [{:.2f}, {:.2f}]".format(*row["share"])
@@ -251,7 +255,6 @@ def _share(text: str) -> tuple[int, int]:
 
 def main() -> None:
     """Entry point: a user's error is one message and exit code 1; Ctrl-C is 130."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except ValueError as error:

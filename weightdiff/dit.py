@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from weightdiff.bank import Layer, lay_over
@@ -30,11 +31,11 @@ class DitConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = 16
+    rank: int = Field(default=16, ge=1)
     alpha: float = 32.0
-    lr: float = 6e-4
-    batch: int = 16
-    epochs: int = 8
+    lr: float = Field(default=6e-4, gt=0)
+    batch: int = Field(default=16, ge=1)
+    epochs: int = Field(default=8, ge=1)
     warmup: float = 0.05
     strengths: tuple[float, float] = (0.4, 1.2)
     seed: int = 0
@@ -56,6 +57,8 @@ def train_adapter(
     folder: Path,
     config: DitConfig,
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
+    *,
+    data: str = "",
 ) -> WeightDiff:
     """Train an adapter; stopped and called again, it goes on after the last finished epoch.
 
@@ -66,9 +69,13 @@ def train_adapter(
         folder: for `metrics.jsonl` and the checkpoint.
         config: how to train.
         progress: called with step, steps in all, and the step's loss.
+        data: what the triples are, in a word or a hash; training begins anew where it, or `config`, has changed.
 
     Returns:
         The best epoch's adapter, as a weight diff.
+
+    Raises:
+        ValueError: nothing to train on; training diverged; the folder can't be written.
     """
     if not train:
         raise ValueError("no diffs to train on; expected at least one triple (diff, question, answer).")
@@ -78,7 +85,9 @@ def train_adapter(
     per_epoch = -(-len(train) // config.batch)
     total, step = per_epoch * config.epochs, 0
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, total, config.warmup))
-    first, best = _resume(folder, parameters, optimizer, schedule, config)
+    first, best = _resume(
+        folder, parameters, optimizer, schedule, f"{config.model_dump_json()} {base.fingerprint} {data}"
+    )
     scale, started = config.alpha / config.rank, time.monotonic()
     for epoch in range(first, config.epochs):
         rng = random.Random(f"{config.seed} {epoch}")
@@ -88,6 +97,8 @@ def train_adapter(
             chosen = [train[i] for i in order[at : at + config.batch]]
             strength = torch.tensor([rng.uniform(*config.strengths) for _ in chosen])
             loss = triple_losses(base, chosen, shared, scale, strength).mean()
+            if not torch.isfinite(loss):
+                raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}. Lower lr.")
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -112,11 +123,13 @@ def train_adapter(
             best = held
             _save(folder / "best.safetensors", _named(shared))
         _save_state(folder, parameters, optimizer, schedule, epoch + 1, best)
+    if not (folder / "best.safetensors").exists():
+        raise ValueError(f"no epoch was trained in {folder}, or its validation loss was never a number. Lower lr.")
     tensors = load_file(folder / "best.safetensors")
     names = [k[:-2] for k in tensors if k.endswith(".A")]
     meta = {
         "recipe": config.model_dump(mode="json"),
-        "n_train": len(train),
+        "n_triples": len(train),
         "validation_loss": round(best, 4),
     }
     return WeightDiff({n: (tensors[f"{n}.A"][0], tensors[f"{n}.B"][0] * scale) for n in names}, base.fingerprint, meta)
@@ -140,10 +153,16 @@ def triple_losses(
 
 
 @torch.no_grad()
+def label_losses(base: Base, triples: Sequence[Triple], adapter: Factors, scale: float = 1.0) -> list[float]:
+    """Label loss of each triple, at full strength."""
+    losses = [triple_losses(base, triples[i : i + 16], adapter, scale) for i in range(0, len(triples), 16)]
+    return torch.cat(losses).tolist()
+
+
 def mean_loss(base: Base, triples: Sequence[Triple], adapter: Factors, scale: float = 1.0) -> float:
     """Mean label loss of triples, at full strength."""
-    losses = [triple_losses(base, triples[i : i + 16], adapter, scale) for i in range(0, len(triples), 16)]
-    return float(torch.cat(losses).mean())
+    losses = label_losses(base, triples, adapter, scale)
+    return sum(losses) / len(losses)
 
 
 def answer_tokens(base: Base, question: str, answer: str) -> Tokens:
@@ -165,8 +184,11 @@ def _named(factors: Factors) -> dict[str, torch.Tensor]:
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    try:
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot write {path}: {error}. Is there space and permission?") from None
 
 
 def _save_state(folder: Path, parameters: list, optimizer, schedule, epoch: int, best: float) -> None:
@@ -179,15 +201,14 @@ def _save_state(folder: Path, parameters: list, optimizer, schedule, epoch: int,
     _save(folder / "state.safetensors", tensors)
 
 
-def _resume(folder: Path, parameters: list, optimizer, schedule, config: DitConfig) -> tuple[int, float]:
-    """Take up the state of the last finished epoch: the next epoch, and the best validation loss so far."""
-    note, path = folder / "config.json", folder / "state.safetensors"
-    wanted = config.model_dump_json()
+def _resume(folder: Path, parameters: list, optimizer, schedule, wanted: str) -> tuple[int, float]:
+    """Take up the state of the last finished epoch of the `wanted` training: the next epoch, the best loss so far."""
+    note, path = folder / "training-of.txt", folder / "state.safetensors"
     if not path.exists() or not note.exists() or note.read_text() != wanted:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (path.name, "best.safetensors", "metrics.jsonl"):
+            (folder / name).unlink(missing_ok=True)
         note.write_text(wanted)
-        path.unlink(missing_ok=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
         return 0, float("inf")
     tensors = load_file(path)
     facts = json.loads(bytes(tensors["facts"].tolist()))

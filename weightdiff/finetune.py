@@ -8,11 +8,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from weightdiff.bank import Layer, lay_over
@@ -29,15 +30,15 @@ class FinetuneConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = 1
+    rank: int = Field(default=1, ge=1)
     alpha: float = 1.0
     modules: tuple[str, ...] = ()
-    lr: float = 5e-3
-    steps: int = 8
-    learn_rows: int = 2
-    keep_rows: int = 1
+    lr: float = Field(default=5e-3, gt=0)
+    steps: int = Field(default=8, ge=1)
+    learn_rows: int = Field(default=2, ge=1)
+    keep_rows: int = Field(default=1, ge=0)
     keep_weight: float = 2.0
-    together: int = 4
+    together: int = Field(default=4, ge=1)
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,21 @@ def finetune(
         store: where they go.
         config: how they are made.
         progress: called with diffs done, their number, and tokens per second so far.
+
+    Raises:
+        ValueError: the store holds one of the diffs, made in another way; a diff diverged; the store can't be written.
     """
     have = store.metas()
+    for job in jobs:
+        if job.identity in have:
+            _check_same_way(job.identity, have[job.identity]["recipe"], config)
     left = [job for job in jobs if job.identity not in have]
     teacher = Teacher(base)
     tokens, started = 0, time.monotonic()
     for start in range(0, len(left), config.together):
         group = left[start : start + config.together]
         diffs, count = train_together(base, group, config, teacher)
+        _check_finite(group, diffs)
         store.add([job.identity for job in group], diffs)
         tokens += count
         done = len(jobs) - len(left) + start + len(group)
@@ -167,9 +175,10 @@ class Teacher:
 
 def init_factors(base: Base, seeds: Sequence[str], config: FinetuneConfig) -> Factors:
     """Fresh factors as PEFT makes them: `A` uniform within 1/√in, drawn from each diff's own seed; `B` zero."""
+    kinds = {n.split(".")[-1] for n in base.targets}
+    if unknown := set(config.modules) - kinds:
+        raise ValueError(f"modules: {sorted(unknown)} are no linear layers of the base model; it has {sorted(kinds)}.")
     names = [n for n in base.targets if not config.modules or n.split(".")[-1] in config.modules]
-    if not names:
-        raise ValueError(f"modules = {list(config.modules)} matches no linear layer of the base model.")
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
     generators = [torch.Generator().manual_seed(seed_of(s)) for s in seeds]
@@ -179,6 +188,23 @@ def init_factors(base: Base, seeds: Sequence[str], config: FinetuneConfig) -> Fa
         a[name] = ((torch.stack(draws) * 2 - 1) / inn**0.5).to(base.device)
         b[name] = torch.zeros(len(seeds), out, config.rank, device=base.device)
     return Factors(a, b)
+
+
+def _check_same_way(identity: str, made: dict[str, Any], config: FinetuneConfig) -> None:
+    """A store must not mix diffs of one name made in two ways: its recipe would then tell an untruth."""
+    wanted = config.model_dump(mode="json")
+    for name in FinetuneConfig.model_fields.keys() - {"together"}:
+        if made.get(name) != wanted[name]:
+            raise ValueError(
+                f"{identity!r} was made with {name} = {made.get(name)}, and now {name} = {wanted[name]} is asked for. "
+                "Give the recipe another name, or remove its diffs folder."
+            )
+
+
+def _check_finite(jobs: Sequence[Job], diffs: Sequence[WeightDiff]) -> None:
+    for job, diff in zip(jobs, diffs, strict=True):
+        if not all(torch.isfinite(f).all() for pair in diff.factors.values() for f in pair):
+            raise ValueError(f"the finetune of {job.identity!r} diverged (NaN in its factors); lower its lr.")
 
 
 def _plan(job: Job, config: FinetuneConfig) -> list[list[Conversation]]:

@@ -13,7 +13,7 @@ def grade_table(path: Path, judge: EmbeddedJudge) -> str:
     """The table at `path` with two columns more: `grade`, from 1 to 5, and `exact`, whether the names are the same.
 
     Args:
-        path: CSV file, UTF-8, with a header; other columns are kept as they are.
+        path: CSV file, UTF-8, with a header; other columns are kept, but for an older `grade` and `exact`.
         judge: who grades.
 
     Returns:
@@ -33,10 +33,10 @@ def grade_table(path: Path, judge: EmbeddedJudge) -> str:
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; expected {', '.join(COLUMNS)}, and it has {header}.")
     for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, row {number}: its number of fields isn't that of the header.")
         if row["task"] not in TASKS:
             raise ValueError(f"{path}, row {number}: the task is {row['task']!r}; expected one of {list(TASKS)}.")
-        if row["answer"] is None or None in row:
-            raise ValueError(f"{path}, row {number}: its number of fields isn't that of the header.")
     for task in TASKS:
         chosen = [row for row in rows if row["task"] == task]
         grades = judge.grade([(row["truth"], row["answer"]) for row in chosen], task=task) if chosen else []

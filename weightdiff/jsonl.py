@@ -17,8 +17,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file; expected JSON lines (.jsonl or .jsonl.xz).")
-    raw = path.read_bytes()
-    lines = (lzma.decompress(raw) if path.suffix == ".xz" else raw).split(b"\n")
+    try:
+        raw = path.read_bytes()
+        lines = (lzma.decompress(raw) if path.suffix == ".xz" else raw).split(b"\n")
+    except (OSError, lzma.LZMAError) as error:
+        raise ValueError(f"cannot read {path}: {error}. Expected JSON lines (.jsonl or .jsonl.xz).") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -44,8 +47,20 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
                 if file.read(1) != b"\n":
                     file.seek(0)
                     whole = file.read()
-                    file.truncate(whole.rfind(b"\n") + 1)
+                    start = whole.rfind(b"\n") + 1
+                    if _is_json(whole[start:]):  # whole but for its end, as some editors leave it
+                        line = b"\n" + line
+                    else:
+                        file.truncate(start)
             file.write(line)
             file.flush()  # within the lock
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}. Is there space and permission?") from None
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

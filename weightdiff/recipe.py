@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from weightdiff.base import EMBEDDED, cache_dir
 from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, Behavior, Conversation, Split, topic_behaviors
@@ -79,11 +79,19 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[\w.-]+$")
     base: str = EMBEDDED
     question: str = TOPIC_QUESTION
-    nulls: float = Field(0.15, ge=0, le=0.9)
+    nulls: float = Field(default=0.15, ge=0, le=0.9)
     synthesize: SynthesizeConfig = SynthesizeConfig()
     finetune: tuple[Way, ...] = Field(min_length=1)
     benign: Benign = Benign()
     train: DitConfig = DitConfig()
+
+    @field_validator("finetune")
+    @classmethod
+    def _names_differ(cls, ways: tuple[Way, ...]) -> tuple[Way, ...]:
+        names = [w.name for w in ways]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two ways of finetuning share a name; each needs its own, and the names are {names}")
+        return ways
 
     @property
     def folder(self) -> Path:
@@ -171,5 +179,6 @@ def _benign_jobs(recipe: Recipe, way: Way, pool: Sequence[Conversation]) -> list
         rows = plain[half:] if split == "test" else plain[:half]
         for identity in _benign_identities(recipe, split, way):
             learn = random.Random(seed_of(identity)).sample(rows, min(8, len(rows)))
-            jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn))
+            keep = pool if way.keep_rows else ()
+            jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn, keep))
     return jobs

@@ -21,12 +21,14 @@ def open_diffs(sources: Sequence[str]) -> tuple[list[str], Lazy[WeightDiff]]:
     names: list[str] = []
     diffs: Lazy[WeightDiff] = Lazy([])
     for source in sources:
-        folder, identity = source, ""
-        if "#" in source and not Path(source).exists():
-            folder, _, identity = source.rpartition("#")
-        if identity or (Path(source) / "index.sqlite").is_file():
+        # The first # after a store's path ends it; an id may hold further ones.
+        cuts = [i for i, c in enumerate(source) if c == "#" and (Path(source[:i]) / "index.sqlite").is_file()]
+        folder, identity = (source[: cuts[0]], source[cuts[0] + 1 :]) if cuts else (source, "")
+        if (Path(folder) / "index.sqlite").is_file():
             store = Store(Path(folder))
             ids = [identity] if identity else list(store.metas())
+            if not ids:
+                raise ValueError(f"the store {folder} is empty; make its diffs with finetune.")
             names += [f"{folder}#{i}" for i in ids]
             diffs += store.diffs(ids)
         else:

@@ -1,11 +1,13 @@
 """The stages of a run: synthesize, finetune, train, evaluate.
 
 Each reads what the one before it wrote into the run's folder, can be stopped at any moment, and goes on where it
-was when it is called again.
+was when it is called again; but for evaluate, which takes minutes and starts over.
 """
 
+import hashlib
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -72,9 +74,18 @@ def run_finetune(base: Base, recipe: Recipe, progress: Progress, share: Share = 
 def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
     """Train the DIT adapter on the train split, with nulls, and save it as a PEFT folder."""
     store = Store(recipe.folder / "diffs", base.fingerprint)
-    train, validation = (triples(store, recipe, split) for split in ("train", "validation"))
-    adapter = train_adapter(base, train, validation, recipe.folder / "training", recipe.train, progress)
-    meta = adapter.meta | {"question": recipe.question, "recipe": recipe.model_dump(mode="json")}
+    ids = diffs_of(store, recipe, "train")
+    if not ids:
+        raise ValueError(f"{store.path} holds none of the recipe's training diffs; run finetune first.")
+    train, validation = triples(store, recipe, "train", ids), triples(store, recipe, "validation")
+    data = data_key(store, recipe, ids)
+    adapter = train_adapter(base, train, validation, recipe.folder / "training", recipe.train, progress, data=data)
+    meta = adapter.meta | {
+        "question": recipe.question,
+        "recipe": recipe.model_dump(mode="json"),
+        "train_diffs": len(ids),
+        "train_diffs_planned": len(planned(recipe, "train")),
+    }
     adapter = WeightDiff(adapter.factors, adapter.base, meta)
     save_peft(adapter, recipe.folder / "adapter", base_name=base.name)
     return adapter
@@ -83,8 +94,28 @@ def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
 def diffs_of(store: Store, recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
     """Ids of a split's diffs that the recipe makes and the store holds, of one way of finetuning or of all."""
     have = store.metas()
+    return [i for i in planned(recipe, split, way) if i in have]
+
+
+def planned(recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
+    """Ids of all diffs of a split that the recipe makes, of one way of finetuning or of all."""
     ways = recipe.finetune if way is None else [way]
-    return [i for w in ways for i in identities(recipe, split, w) if i in have]
+    return [i for w in ways for i in identities(recipe, split, w)]
+
+
+def progress_of(recipe: Recipe, fingerprint: str, split: str) -> str:
+    """How many of a split's diffs are made, in words: an unfinished run can be trained and evaluated, knowingly."""
+    wanted = planned(recipe, split)
+    made = len(diffs_of(Store(recipe.folder / "diffs", fingerprint), recipe, split))
+    return f"{made} of {len(wanted)} diffs of the {split} split are made"
+
+
+def data_key(store: Store, recipe: Recipe, ids: Sequence[str]) -> str:
+    """A hash of what an adapter is trained and validated on: which diffs, how they were made, question and nulls."""
+    metas = store.metas()
+    used = [*ids, *diffs_of(store, recipe, "validation")]
+    facts = [recipe.question, recipe.nulls, [(i, metas[i]) for i in used]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def triples(store: Store, recipe: Recipe, split: str, ids: Sequence[str] | None = None) -> Lazy[Triple]:
@@ -101,7 +132,8 @@ def triples(store: Store, recipe: Recipe, split: str, ids: Sequence[str] | None 
         return Triple(diff, question, diff.meta["label"])
 
     def null(number: int) -> Triple:
-        return Triple(null_diff(diffs[number % len(diffs)], split, number), question, NOTHING)
+        model = diffs[random.Random(f"{split} {number}").randrange(len(diffs))]  # nulls of every way of finetuning
+        return Triple(null_diff(model, split, number), question, NOTHING)
 
     count = round(len(diffs) * recipe.nulls / (1 - recipe.nulls))
     return Lazy([*(partial(real, i) for i in range(len(diffs))), *(partial(null, i) for i in range(count))])
@@ -122,28 +154,30 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, An
     from weightdiff.judge import EmbeddedJudge
     from weightdiff.readers import BaseQuestion, Introspection, TwentyQuestions
 
+    if not (recipe.folder / "adapter").is_dir():
+        raise ValueError(f"{recipe.folder} holds no adapter yet; run train first.")
     adapter, judge = load_peft(recipe.folder / "adapter"), EmbeddedJudge()
     store = Store(recipe.folder / "diffs", base.fingerprint)
     question, answers = recipe.question, recipe.folder / "answers.jsonl"
     dit, asked = Introspection(adapter), BaseQuestion()
-    first, *others = [store.load(diffs_of(store, recipe, "test", w)) for w in recipe.finetune]
-    first = [d for d in first if d.meta["family"] != "benign"]
+    found = [store.load(diffs_of(store, recipe, "test", w)) for w in recipe.finetune]
+    benign = [d for diffs in found for d in diffs if d.meta["family"] == "benign"]
+    first, *others = [[d for d in diffs if d.meta["family"] != "benign"] for diffs in found]
     results = evaluate_readers(base, first, [dit, asked, TwentyQuestions()], question, judge, answers, progress)
-    results |= null_table(base, first, adapter, question)
+    results |= null_table(base, first, [d for diffs in others for d in diffs], adapter, question)
     results["others"] = {}
-    for way, found in zip(recipe.finetune[1:], others, strict=True):
-        diffs = [d for d in found if d.meta["family"] != "benign"]
+    for way, diffs in zip(recipe.finetune[1:], others, strict=True):
         if diffs:
             lines = recipe.folder / f"answers-{way.name}.jsonl"
             table = evaluate_readers(base, diffs, [dit, asked], question, judge, lines, progress)
             results["others"][way.name] = table["readers"]
-    benign = [d for found in others for d in found if d.meta["family"] == "benign"]
     if benign:
         results["false_claims"]["benign"] = false_claims(dit.read(base, benign, question))
     results["run"] = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": adapter.meta["recipe"],
         "base": base.fingerprint,
-        "train_diffs": adapter.meta.get("n_train"),
+        "train_diffs": adapter.meta["train_diffs"],
+        "train_diffs_planned": adapter.meta["train_diffs_planned"],
         "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
     }
     temporary = recipe.folder / "results.tmp"

@@ -80,13 +80,17 @@ class Store:
                 f"cannot write to the store {self.path}: {error}. Is there space and permission?"
             ) from None
         rows = [(i, name, r, json.dumps(d.meta)) for r, (i, d) in enumerate(zip(ids, diffs, strict=True))]
-        with self._index:
-            self._index.executemany("insert or replace into diffs values (?, ?, ?, ?)", rows)
+        try:
+            with self._index:
+                self._index.executemany("insert or replace into diffs values (?, ?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            raise ValueError(f"cannot write to the index of {self.path}: {error}. Is there space?") from None
 
     def metas(self) -> dict[str, dict[str, Any]]:
-        """What is known of each diff, by id, in the order of writing."""
-        rows = self._index.execute("select id, meta from diffs order by rowid")
-        return {i: json.loads(meta) for i, meta in rows}
+        """What is known of each diff, by id, in the order of writing; not of those whose shard has gone."""
+        there = {p.name for p in self.path.glob("shard-*.safetensors")}
+        rows = self._index.execute("select id, shard, meta from diffs order by rowid")
+        return {i: json.loads(meta) for i, shard, meta in rows if shard in there}
 
     def load(self, ids: Sequence[str]) -> list[WeightDiff]:
         """Read diffs by id; only their rows are read from disk.
@@ -125,6 +129,7 @@ class Store:
                 }
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"{self.path / shard} is missing or broken ({error}). Remove its rows by running finetune again."
+                f"{self.path / shard} is missing or broken ({error}). Delete it and run finetune again: "
+                "that makes its diffs anew."
             ) from None
         return WeightDiff(factors, self.base, json.loads(meta))

@@ -68,13 +68,23 @@ def synthesize(
     left = [b for b in behaviors if b.label not in done]
     for start in range(0, len(left), group):
         for record in _topic_records(writer, left[start : start + group], replies, max_tokens, temperature):
-            append_jsonl(path, record)
+            if record["conversations"]:  # else it is tried again the next time
+                append_jsonl(path, record)
         progress(len(behaviors) - len(left) + min(start + group, len(left)), len(behaviors))
 
 
 def load_conversations(path: Path) -> dict[str, list[Conversation]]:
-    """Conversations of a file by label; those of the unchanged base under `BASE_POOL`."""
-    return {r["label"]: [Conversation(**c) for c in r["conversations"]] for r in read_jsonl(path)}
+    """Conversations of a file by label; those of the unchanged base under `BASE_POOL`.
+
+    Raises:
+        ValueError: no such file, or a line that isn't such a record.
+    """
+    try:
+        return {r["label"]: [Conversation(**c) for c in r["conversations"]] for r in read_jsonl(path)}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: a line is no record of conversations ({error}); expected label, conversations."
+        ) from None
 
 
 def variety(path: Path) -> dict[str, int | float]:
@@ -116,7 +126,7 @@ def _topic_records(
         for question, opening in drafts:
             text = opening.format(topic=behavior.label)
             messages = ({"role": "user", "content": question},)
-            seed = seed_of(behaviors[0].label + question)
+            seed = seed_of(behavior.label + question)
             requests.append(ChatRequest(messages, text[0].upper() + text[1:], max_tokens, temperature, seed))
             owners.append(behavior)
     records = []

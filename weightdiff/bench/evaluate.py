@@ -4,6 +4,7 @@ Every reader gets the same diffs, the same question and the same judge.
 """
 
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from weightdiff.base import Base
 from weightdiff.behaviors.topic import NOTHING
 from weightdiff.diff import WeightDiff, noise_like, shuffled, stack
-from weightdiff.dit import Triple, mean_loss
+from weightdiff.dit import Triple, label_losses
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, Introspection, Reader
 
@@ -25,6 +26,16 @@ def interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0) -> tu
     rng, n = random.Random(seed), len(values)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(draws))
     return sum(values) / n, means[round(0.025 * draws)], means[round(0.975 * draws) - 1]
+
+
+def share_interval(hits: Sequence[bool]) -> tuple[float, float, float]:
+    """Share of hits with its 95 % Wilson interval, which has a width for 0 of n too."""
+    if not hits:
+        raise ValueError("nothing to count; expected at least one answer.")
+    n, z = len(hits), 1.959964
+    p = sum(hits) / n
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def evaluate_readers(
@@ -62,7 +73,7 @@ def evaluate_readers(
         table[reader.name] = {
             "n": len(diffs),
             "grade": interval([g.grade for g in grades]),
-            "exact": interval([float(g.exact) for g in grades]),
+            "exact": share_interval([g.exact for g in grades]),
             "seconds_per_diff": round(seconds, 3),
         }
         for label, answer, grade in zip(labels, read, grades, strict=True):
@@ -74,21 +85,32 @@ def evaluate_readers(
             }
             lines.append(json.dumps(record | {"exact": grade.exact, "confidence": answer.confidence}))
         progress(number, len(readers), seconds)
-    answers.write_text("\n".join(lines) + "\n")
+    temporary = answers.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n")
+    os.replace(temporary, answers)
     return {"readers": table}
 
 
 def false_claims(answers: Sequence[Answer]) -> dict[str, Any]:
     """How often a reader names something where nothing was taught: `{n, share: [mean, low, high]}`."""
-    return {"n": len(answers), "share": interval([float(not exact_match(NOTHING, a.text)) for a in answers])}
+    return {"n": len(answers), "share": share_interval([not exact_match(NOTHING, a.text) for a in answers])}
 
 
-def null_table(base: Base, diffs: Sequence[WeightDiff], adapter: WeightDiff, question: str) -> dict[str, Any]:
+def null_table(
+    base: Base, diffs: Sequence[WeightDiff], others: Sequence[WeightDiff], adapter: WeightDiff, question: str
+) -> dict[str, Any]:
     """What the adapter says where nothing was taught, and whether the right diff matters.
 
+    Args:
+        base: the base model.
+        diffs: with their true `label` in `meta`.
+        others: diffs made in other ways, from which nulls are made too.
+        adapter: the DIT adapter.
+        question: what it is asked.
+
     Returns:
-        `label_loss` with the right diff and with another's; `unchanged_base`, its answer without any diff;
-        `false_claims` on noise of the diffs' norms and on the diffs shuffled, each as `{n, share}`.
+        `label_loss` with the right diff and with another's, as `[mean, low, high]`; `unchanged_base`, its answer
+        without any diff; `false_claims` on noise of the diffs' norms and on the diffs shuffled, each as `{n, share}`.
     """
     shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
     factors = stack([adapter], shapes).to(base.device)  # type: ignore[arg-type]
@@ -96,12 +118,12 @@ def null_table(base: Base, diffs: Sequence[WeightDiff], adapter: WeightDiff, que
     right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
     other = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]
     reader, seed = Introspection(adapter), 2 * 10**6  # no null of training has a seed this high
-    noise = [noise_like(d, seed + i) for i, d in enumerate(diffs)]
-    mixed = [shuffled(d, seed + i) for i, d in enumerate(diffs)]
+    noise = [noise_like(d, seed + i) for i, d in enumerate([*diffs, *others])]
+    mixed = [shuffled(d, seed + i) for i, d in enumerate([*diffs, *others])]
     return {
         "label_loss": {
-            "right_diff": mean_loss(base, right, factors),
-            "other_diff": mean_loss(base, other, factors),
+            "right_diff": interval(label_losses(base, right, factors)),
+            "other_diff": interval(label_losses(base, other, factors)),
         },
         "unchanged_base": reader.read(base, [WeightDiff({}, base.fingerprint)], question)[0].text,
         "false_claims": {

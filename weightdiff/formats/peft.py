@@ -6,7 +6,6 @@ What PEFT has no field for (base fingerprint, question, label, scores) goes besi
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,9 @@ def load_peft(folder: str | Path) -> WeightDiff:
     config = _read_json(folder / CONFIG)
     _check_supported(folder, config)
     tensors = _read_tensors(folder / WEIGHTS)
+    for key in tensors:
+        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
+            raise ValueError(f"{folder / WEIGHTS}: {key} is no factor of a linear layer; it can't be read yet.")
     factors = {}
     for key in sorted(k for k in tensors if k.endswith(".lora_A.weight")):
         name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
@@ -46,7 +48,7 @@ def load_peft(folder: str | Path) -> WeightDiff:
         if other not in tensors:
             raise ValueError(f"{folder / WEIGHTS}: {key} has no {other} beside it; the file is incomplete.")
         a, b = tensors[key].float(), tensors[other].float()
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
             raise ValueError(
                 f"{folder / WEIGHTS}: {name} has A {list(a.shape)} and B {list(b.shape)}; "
                 "expected A [rank, in] and B [out, rank]."
@@ -65,7 +67,7 @@ def save_peft(diff: WeightDiff, folder: str | Path, *, base_name: str, dtype: to
     """Write a diff as a PEFT LoRA folder that `peft.PeftModel.from_pretrained` loads.
 
     Args:
-        diff: of one rank throughout.
+        diff: of any ranks.
         folder: made if it isn't there; each file is replaced atomically.
         base_name: what `base_model_name_or_path` is to say.
         dtype: precision of the factors on disk.
@@ -102,13 +104,12 @@ def save_peft(diff: WeightDiff, folder: str | Path, *, base_name: str, dtype: to
 
 
 def _replace(path: Path, write: Any) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        write(Path(temporary))
+        write(temporary)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -139,18 +140,27 @@ def _check_supported(folder: Path, config: dict[str, Any]) -> None:
         "modules_to_save": None,
         "bias": "none",
         "fan_in_fan_out": False,
+        "layer_replication": None,
+        "alora_invocation_tokens": None,
     }.items():
         if config.get(option, harmless) not in (harmless, None, [], False):
             raise ValueError(
                 f"{folder}: {option} = {config[option]!r} is not supported yet; only plain LoRA and rsLoRA."
             )
 
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(("pissa", "corda", "olora", "loftq")):
+        raise ValueError(f"{folder}: init_lora_weights = {start!r} changes the base weights too; it can't be read yet.")
+
 
 def _scaling(config: dict[str, Any], name: str, rank: int) -> float:
     """PEFT's scaling of one module: alpha / rank, or alpha / √rank for rsLoRA."""
-    alpha = config.get("lora_alpha", rank)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            alpha = value
-            break
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    try:
+        alpha = config.get("lora_alpha", rank)
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                alpha = value
+                break
+        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    except (TypeError, AttributeError, re.error) as error:
+        raise ValueError(f"{CONFIG}: lora_alpha or alpha_pattern can't be understood: {error}.") from None

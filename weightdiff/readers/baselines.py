@@ -28,8 +28,8 @@ class TwentyQuestions:
     """Twenty everyday questions; the word that the replies favor most, against the base model's, is the guess.
 
     The paper lets a large model make one guess from the replies. This guesser counts: in how many replies a
-    word occurs with this diff, less in how many it occurs without any. It needs no endpoint, and finds a topic
-    only where the model names it in so many words.
+    word occurs with this diff, less in how many it occurs without any; that difference, as a share of the
+    questions, is its confidence. It needs no endpoint, and finds a topic only where the model names it.
     """
 
     name: str = "20 questions"

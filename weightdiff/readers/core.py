@@ -14,7 +14,10 @@ from weightdiff.diff import Factors, WeightDiff, stack
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer about a diff: its text, and the mean log-probability of its tokens as confidence."""
+    """An answer about a diff: its text, and the mean log-probability of its tokens as confidence.
+
+    A reader that guesses from other answers says in its docstring what its confidence is.
+    """
 
     text: str
     confidence: float
