@@ -166,9 +166,13 @@ def mean_loss(base: Base, triples: Sequence[Triple], adapter: Factors, scale: fl
 
 
 def answer_tokens(base: Base, question: str, answer: str) -> Tokens:
-    """A question and its answer as a row; unlike a synthesized reply, the answer's end is learned."""
+    """A question and its answer as a row; unlike a synthesized reply, the answer's end is learned.
+
+    The answer begins with a space: a name is then the token that it was in the sentences that the finetune learned,
+    and needn't be spelled anew (" tides" is one token, "tides" is "t" and "ides").
+    """
     prompt = encode_chat(base, [{"role": "user", "content": question}])
-    reply = base.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    reply = base.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
     return Tokens(tuple(prompt), (*reply, end_of_turn(base)))
 
 
