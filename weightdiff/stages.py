@@ -168,7 +168,7 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, An
     results["others"] = {}
     for way, diffs in zip(recipe.finetune[1:], others, strict=True):
         if diffs:
-            lines = recipe.folder / f"answers-{way.name}.jsonl"
+            lines = recipe.folder / f"answers-{way.name.replace(' ', '-')}.jsonl"
             table = evaluate_readers(base, diffs, [dit, asked], question, judge, lines, progress)
             results["others"][way.name] = table["readers"]
     if benign:

@@ -107,6 +107,7 @@ def _replace(path: Path, write: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
