@@ -52,7 +52,7 @@ def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
     zero = stack([whole.scaled(0.0)], shapes_of(base))
     # The tiny model's random head limits how far any change inside its blocks can move a token's odds.
     learned, untrained = (mean_loss(base, triples, f) for f in (stack([whole], shapes_of(base)), zero))
-    assert learned < untrained - 0.4
+    assert learned < untrained - 0.3
 
     class Stopped(Exception):
         pass
