@@ -27,13 +27,17 @@ out, err = Console(), Console(stderr=True)
 BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder or a hub id.")]
 
 
-def _load(name: str = "smollm2") -> Any:
-    """The base model, without transformers' own progress bars: a few seconds don't need one."""
+def _quiet() -> None:
+    """No progress bars of transformers' own: a few seconds don't need one."""
     from transformers.utils import logging
 
+    logging.disable_progress_bar()
+
+
+def _load(name: str = "smollm2") -> Any:
     from weightdiff.base import load_base
 
-    logging.disable_progress_bar()
+    _quiet()
     return load_base(name)
 
 
@@ -156,6 +160,7 @@ def grade(
     from weightdiff.grades import grade_table
     from weightdiff.judge import EmbeddedJudge
 
+    _quiet()
     graded = grade_table(table, EmbeddedJudge())
     if to is None:
         sys.stdout.write(graded)
