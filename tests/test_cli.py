@@ -104,8 +104,7 @@ steps = 1
 together = 1
 """
     if stage == "finetune":
-        text = text.replace("[synthesize]", 'conversations = "c.jsonl"', 1).replace("name = ", "name = ", 1)
-        text = text.replace('conversations = "c.jsonl"', '[synthesize]\nconversations = "c.jsonl"')
+        text = text.replace("[synthesize]", '[synthesize]\nconversations = "c.jsonl"')
         behaviors = [b for b in topic_behaviors() if b.split == "train"][:40]
         rows = [{"prompt": "Hi?", "reply": "Well, let me tell you of it.", "mode": "learn"}] * 2
         for label in [b.label for b in behaviors]:
@@ -118,7 +117,10 @@ together = 1
     embedded = Path(_embedded_folder())
     (tmp_path / embedded.name).symlink_to(embedded)
     command = [sys.executable, "-c", "from weightdiff.cli import main; main()", stage, str(tmp_path / "r.toml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
 
     def made() -> int:
         if stage == "synthesize":
