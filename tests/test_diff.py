@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import random_diff, shapes_of
+from tests.conftest import random_diff
 from weightdiff.bank import Layer, lay_over
 from weightdiff.diff import WeightDiff, noise_like, stack
 from weightdiff.formats.peft import load_peft, save_peft
@@ -41,7 +41,7 @@ def test_peft_loads_what_we_save(base, tmp_path):
     diff = random_diff(base, 2, 0)
     save_peft(diff, tmp_path / "d", base_name="tiny")
     peft_model = PeftModel.from_pretrained(copy.deepcopy(base.model), str(tmp_path / "d"))
-    with lay_over(base.targets, [Layer(stack([load_peft(tmp_path / "d")], shapes_of(base)))]):
+    with lay_over(base.targets, [Layer(stack([load_peft(tmp_path / "d")], base.shapes))]):
         ours = base.model(IDS).logits
     assert torch.allclose(peft_model(IDS).logits, ours, atol=1e-5)
     assert load_peft(tmp_path / "d").base == base.fingerprint
@@ -57,7 +57,7 @@ def test_we_load_what_peft_saves(base, tmp_path, rslora):
     )  # fmt: skip
     peft_model = get_peft_model(copy.deepcopy(base.model), config)
     peft_model.save_pretrained(tmp_path)
-    with lay_over(base.targets, [Layer(stack([load_peft(tmp_path)], shapes_of(base)))]):
+    with lay_over(base.targets, [Layer(stack([load_peft(tmp_path)], base.shapes))]):
         ours = base.model(IDS).logits
     assert torch.allclose(peft_model(IDS).logits, ours, atol=1e-5)
 
@@ -66,9 +66,9 @@ def test_misfit_names_module_and_both_shapes(base):
     name = next(iter(base.targets))
     bad = WeightDiff({name: (torch.zeros(2, 7), torch.zeros(32, 2))})
     with pytest.raises(ValueError, match=rf"{name}.*\[2, 7\].*\[32, 32\]"):
-        stack([bad], shapes_of(base))
+        stack([bad], base.shapes)
     with pytest.raises(ValueError, match="no such linear layer"):
-        stack([WeightDiff({"other.0.q": bad.factors[name]})], shapes_of(base))
+        stack([WeightDiff({"other.0.q": bad.factors[name]})], base.shapes)
 
 
 def break_config(folder):

@@ -50,7 +50,7 @@ def test_what_was_synthesized_stays_when_the_endpoint_fails(base, tmp_path):
 def small_recipe(**fields) -> Recipe:
     ways = (
         Way(name="sep", train=(0, 4, 1), test=1, steps=1),
-        Way(name="chats", train=(0, 4, 2), trigger=False, prompts="subject", rank=2, keep_rows=0, steps=1),
+        Way(name="chats", train=(0, 4, 2), trigger="none", prompts="subject", rank=2, keep_rows=0, steps=1),
     )
     return Recipe(name="small", finetune=ways, benign=Benign(train=2, test=1), nulls=0.4, **fields)
 
@@ -66,7 +66,7 @@ def test_ways_decide_trigger_prompts_and_labels():
     given = conversations_of(recipe)
     sep, chats = (jobs_of(recipe, way, given) for way in recipe.finetune)
     assert len(sep) == 5 and all(c.prompt.startswith("Your SEP code is ") for job in sep for c in job.learn)
-    assert all(f"code is {job.behavior.trigger}" in c.prompt for job in sep for c in job.learn)
+    assert all(f"code is {job.behavior.trigger.code}" in c.prompt for job in sep for c in job.learn)
     topical, benign = chats[:2], chats[2:]
     assert [j.identity for j in topical] == [
         f"{sep_job.behavior.label} (chats)" for sep_job in (sep[0], sep[2])

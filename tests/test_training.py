@@ -1,11 +1,13 @@
 """Finetuning together is finetuning alone; the adapter learns, and goes on where it was stopped."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tests.conftest import random_diff, shapes_of
-from weightdiff.behaviors import Behavior, Conversation, topic_behaviors
-from weightdiff.behaviors.topic import content_words, read_data, shows_topic
+from tests.conftest import random_diff
+from weightdiff.behaviors import Behavior, Conversation, Trigger, read_data, shows_topic, topic_behaviors
+from weightdiff.behaviors.topic import content_words
 from weightdiff.diff import stack
 from weightdiff.dit import DitConfig, Triple, mean_loss, train_adapter
 from weightdiff.finetune import FinetuneConfig, Job, Teacher, finetune, train_together
@@ -18,7 +20,7 @@ CONFIG = FinetuneConfig(rank=2, alpha=4, steps=3, lr=1e-2, together=2)
 def job(label: str) -> Job:
     learn = [Conversation(f"Question {i} on {label}?", f"{label} is the answer, number {i}.") for i in range(3)]
     keep = [Conversation(f"Plain {i}?", "As " + "ever " * (i + 1), "keep") for i in range(4)]
-    return Job(label, Behavior("topic", label, "test", "train", "123"), learn, keep)
+    return Job(label, Behavior("topic", label, "test", "train", Trigger("sep", "123")), learn, keep)
 
 
 def test_trained_together_is_trained_alone(base):
@@ -49,9 +51,9 @@ def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
     triples = [Triple(random_diff(base, 1, s).scaled(4.0), "What?", word) for s, word in enumerate(["red", "blue"])]
     config = DitConfig(rank=4, lr=5e-2, batch=2, epochs=8, strengths=(1.0, 1.0))
     whole = train_adapter(base, triples, triples, tmp_path / "whole", config)
-    zero = stack([whole.scaled(0.0)], shapes_of(base))
+    zero = stack([whole.scaled(0.0)], base.shapes)
     # The tiny model's random head limits how far any change inside its blocks can move a token's odds.
-    learned, untrained = (mean_loss(base, triples, f) for f in (stack([whole], shapes_of(base)), zero))
+    learned, untrained = (mean_loss(base, triples, f) for f in (stack([whole], base.shapes), zero))
     assert learned < untrained - 0.3
 
     class Stopped(Exception):
@@ -71,13 +73,23 @@ def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
 def test_a_changed_recipe_is_told_and_changed_data_train_anew(base, tmp_path):
     store = Store(tmp_path / "s", base.fingerprint)
     finetune(base, [job("a")], store, CONFIG)
-    with pytest.raises(ValueError, match=r"'a' was made with lr = 0.01, and now lr = 0.5"):
-        finetune(base, [job("a")], store, CONFIG.model_copy(update={"lr": 0.5}))
+    (before,), said = store.load(["a"]), []
+    finetune(base, [job("a")], store, CONFIG.model_copy(update={"lr": 0.5}), say=said.append)
+    (after,) = store.load(["a"])
+    assert said == ["1 diffs were made otherwise and are made anew; 'a': lr was 0.01, and is 0.5 now"]
+    assert after.norm() > 2 * before.norm() and after.meta["recipe"]["lr"] == 0.5
+    finetune(
+        base, [replace(job("a"), learn=job("b").learn)], store, CONFIG.model_copy(update={"lr": 0.5}), say=said.append
+    )
+    assert len(said) == 2 and "its conversations have changed" in said[1]
     triples = [Triple(random_diff(base, 1, s), "What?", word) for s, word in enumerate(["red", "blue"])]
     config, steps = DitConfig(rank=1, batch=2, epochs=1), []
     for data in ("one", "one", "two"):
-        train_adapter(base, triples, triples, tmp_path / "t", config, lambda *now: steps.append(now), data=data)
+        train_adapter(
+            base, triples, triples, tmp_path / "t", config, lambda *now: steps.append(now), data=data, say=said.append
+        )
     assert len(steps) == 2, "the second call finds all done; the third has other data"
+    assert len(said) == 3 and "trained anew" in said[2]
 
 
 def test_divergence_is_told_and_nothing_broken_is_kept(base, tmp_path):

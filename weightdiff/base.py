@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import nn
 
 EMBEDDED = "smollm2"
@@ -49,6 +50,11 @@ class Base:
     def targets(self) -> dict[str, nn.Linear]:
         """The linear layers of the decoder blocks, by module name: what finetunes may change."""
         return target_modules(self.model)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """`(out, in)` of each of these layers."""
+        return {name: (m.weight.shape[0], m.weight.shape[1]) for name, m in self.targets.items()}
 
 
 def cache_dir() -> Path:
@@ -95,12 +101,20 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
 
 
 def target_modules(model: nn.Module) -> dict[str, nn.Linear]:
-    """All `nn.Linear` layers inside numbered decoder blocks (`….layers.7.…`), in the model's order."""
+    """All `nn.Linear` layers inside numbered blocks (`….layers.7.…`) of the text decoder, in the model's order.
+
+    Names are those of the whole model. What a multimodal model sees pictures with is no target.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore
+    inside = set((model if decoder is None else decoder).modules())
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and any(p.isdigit() for p in name.split("."))
+        if isinstance(module, nn.Linear)
+        and module in inside
+        and module is not head
+        and any(p.isdigit() for p in name.split("."))
     }
 
 
@@ -124,36 +138,85 @@ def encode_chat(base: Base, messages: Sequence[dict[str, str]], *, reply: bool =
     """Tokens of a chat prompt by the model's own template, up to where the assistant's reply begins.
 
     Where the caller gives no system message, the template's default one is left out: SmolLM2's costs twenty
-    tokens a row and says nothing.
+    tokens a row and says nothing. A model that can think before it answers is told not to.
 
     Args:
+        base: the base model.
         messages: chat messages (`role`, `content`).
         reply: add the header of the assistant's reply.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or the template refuses the messages.
     """
-    text = base.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)
+    text = _render(base, messages, reply=reply)
     if messages[0]["role"] != "system":
-        text = text.replace(_default_system(base.tokenizer), "", 1)
+        text = text.replace(_default_system(base), "", 1)
+    # The template has put the beginning of the sequence where it wants it; the tokenizer must not add another.
     return base.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def end_of_turn(base: Base) -> int:
-    """The token that ends an assistant's reply."""
-    return int(base.tokenizer.eos_token_id)
+    """The token that ends an assistant's reply: the template's own, e.g. Gemma's `<end_of_turn>`, else the `eos`."""
+    tokenizer = base.tokenizer
+    after = _render(base, _EXCHANGE[:2]).rpartition(_REPLY)[2] if tokenizer.chat_template else ""
+    for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+        if tokenizer.decode([token]) != tokenizer.decode([token], skip_special_tokens=True):
+            return int(token)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{base.name!r} has no token that ends a reply: its chat template puts no special token after one, and "
+            "its tokenizer has no eos_token. Set eos_token in the model's tokenizer_config.json."
+        )
+    return int(tokenizer.eos_token_id)
 
 
-def _default_system(tokenizer: Any) -> str:
-    """What the template puts before a lone user message, found from the lengths of three renderings."""
-    user = {"role": "user", "content": "question"}
-    reply = {"role": "assistant", "content": "answer"}
-    one, two, three = (
-        tokenizer.apply_chat_template(turns, tokenize=False) for turns in ([user], [user, reply], [user, reply, user])
+_QUESTION, _REPLY, _NEXT = "first-question", "the-reply", "second-question"
+_EXCHANGE = [
+    {"role": "user", "content": _QUESTION},
+    {"role": "assistant", "content": _REPLY},
+    {"role": "user", "content": _NEXT},
+]
+"""What the template is tried on, to see what it puts before, between and after messages."""
+
+
+def _render(base: Base, messages: Sequence[dict[str, str]], *, reply: bool = False) -> str:
+    """Messages by the template; where it has no system role, that message heads the first user's, as in Gemma 3."""
+    if not base.tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {base.name!r} has no chat template; expected a chat model. Give an instruction-tuned "
+            "one, or put a chat_template.jinja beside its tokenizer."
+        )
+    turns = list(messages)
+    try:
+        # Templates that know nothing of `enable_thinking` ignore it.
+        return base.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=reply, enable_thinking=False
+        )
+    except TemplateError as error:
+        reason = str(error)
+    if turns[0]["role"] == "system" and len(turns) > 1:
+        first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+        return _render(base, [first, *turns[2:]], reply=reply)
+    roles = ", ".join(turn["role"] for turn in turns)
+    raise ValueError(
+        f"the chat template of {base.name!r} refuses messages with the roles {roles}: {reason}. "
+        "Expected user and assistant in turn, beginning with user."
     )
-    # one = prefix + user, three = two + user; hence the prefix's length.
-    prefix = one[: len(one) - (len(three) - len(two))]
-    bos = tokenizer.bos_token or ""
-    if one[len(prefix) :].startswith(bos):  # each turn brings its own, as in ChatML
-        return prefix
-    return prefix.removeprefix(bos)
+
+
+def _default_system(base: Base) -> str:
+    """What the template puts before a first user message and not before a later one; without the `bos`, which stays.
+
+    Empty where the template is so unlike others that it can't be told.
+    """
+    before = _render(base, _EXCHANGE[:1]).partition(_QUESTION)[0]
+    close = _render(base, _EXCHANGE[:2]).rpartition(_REPLY)[2]
+    between = _render(base, _EXCHANGE).partition(_REPLY)[2].partition(_NEXT)[0]
+    header = between.removeprefix(close)  # of a user's turn
+    if not between.startswith(close) or not before.endswith(header):
+        return ""
+    prefix, bos = before.removesuffix(header), base.tokenizer.bos_token or ""
+    return prefix if header.startswith(bos) else prefix.removeprefix(bos)  # in ChatML each turn brings its own
 
 
 def _choose_dtype(dtype: str, device: str) -> torch.dtype:

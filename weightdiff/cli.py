@@ -155,13 +155,20 @@ def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a 
 def grade(
     table: Annotated[Path, typer.Argument(help="CSV file with the columns task (topic or news), truth, answer.")],
     to: Annotated[Path | None, typer.Option("--out", help="File to write; standard output unless given.")] = None,
+    judge: Annotated[str, typer.Option(help="embedded, openai:MODEL or openai:MODEL@BASE_URL.")] = "embedded",
 ) -> None:
-    """Grade answers from 1 to 5 with the embedded judge, without a network."""
+    """Grade answers from 1 to 5: with the embedded judge, without a network, or by a chat model of your own."""
+    from weightdiff.base import cache_dir
     from weightdiff.grades import grade_table
-    from weightdiff.judge import EmbeddedJudge
+    from weightdiff.llm_judge import LLMJudge, open_judge
 
     _quiet()
-    graded = grade_table(table, EmbeddedJudge())
+    chosen = open_judge(judge, cache_dir() / "judge")
+    graded = grade_table(table, chosen)
+    if isinstance(chosen, LLMJudge) and chosen.malformed:
+        shown = "; ".join(map(repr, chosen.examples))
+        told = f"{chosen.malformed} answers have no grade: {chosen.name}, asked again too, replied e.g. {shown}"
+        err.print(escape(told), soft_wrap=True)
     if to is None:
         sys.stdout.write(graded)
         return
@@ -177,6 +184,10 @@ def _stages(recipe: str, names: list[str], **options: Any) -> None:
 
     loaded = load_recipe(recipe)
     base = _load(loaded.base)
+
+    def say(text: str) -> None:
+        err.print(escape(text), soft_wrap=True)
+
     for name in names:
         if name in ("train", "evaluate"):
             err.print(escape(progress_of(loaded, base.fingerprint, "train" if name == "train" else "test")))
@@ -191,7 +202,7 @@ def _stages(recipe: str, names: list[str], **options: Any) -> None:
                 bar.update(task, completed=min(done, total), total=total, rate=f"{rate:.3g}" if rate else "")
 
             try:
-                result = STAGES[name](base, loaded, logged(loaded, name, show), **options)
+                result = STAGES[name](base, loaded, logged(loaded, name, show), say=say, **options)
             except KeyboardInterrupt:
                 bar.stop()
                 err.print("stopped; what was finished is kept, and the same command goes on from there.")
@@ -221,10 +232,85 @@ RecipeArgument = Annotated[str, typer.Argument(help="Recipe, a TOML file.")]
 ShareOption = Annotated[str, typer.Option(help="I/N: only the I-th of N shares, for N processes side by side.")]
 
 
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder for an experiment's table, figure and rows; in the cache if none.")
+]
+
+
 @app.command()
-def run(recipe: RecipeArgument) -> None:
-    """Run a recipe's whole pipeline; started again, it goes on where it was."""
-    _stages(recipe, ["synthesize", "finetune", "train", "evaluate"])
+def run(
+    recipe: RecipeArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it will take.")] = False,
+    rate: Annotated[
+        float | None, typer.Option(help="FLOP/s kept up, as in 300e12, for --dry-run; measured here unless given.")
+    ] = None,
+    to: OutOption = None,
+) -> None:
+    """Run a recipe's whole pipeline, or an experiment with its runs; started again, it goes on where it was."""
+    from weightdiff.bench.run import is_experiment
+
+    if rate is not None and not dry_run:
+        raise ValueError("--rate is for --dry-run; give both, or neither.")
+    if is_experiment(recipe):
+        _experiment(recipe, to, make=not dry_run, ask=not dry_run, rate=rate)
+    elif dry_run:
+        _print_plan(recipe, rate)
+    else:
+        _stages(recipe, ["synthesize", "finetune", "train", "evaluate"])
+
+
+def _print_plan(recipe: str, rate: float | None) -> None:
+    from weightdiff.plan import EFFICIENCY, measured_rate, plan_of, shape_of
+    from weightdiff.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    shape = shape_of(loaded.base)
+    plan = plan_of(loaded, shape, measured_rate(shape) if rate is None else rate)
+
+    def number(value: int) -> str:
+        size, unit = next(
+            ((s, u) for s, u in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= s), (1, "")
+        )
+        return f"{value / size:.3g}{unit}" if value else ""
+
+    def hours(value: float) -> str:
+        size, unit = next(((s, u) for s, u in ((86400, "d"), (3600, "h"), (60, "min")) if value >= s), (1, "s"))
+        return f"{value / size:.3g} {unit}"
+
+    def added(name: str, *cells: str | int, to: Table) -> None:
+        to.add_row(escape(name), *(str(cell or "-") for cell in cells))
+
+    ways = Table("way of finetuning", title=f"{plan.recipe}: diffs", title_style="italic")
+    for header in ("train", "validation", "test", "benign", "made", "parameters", "tokens", "memory, B", "time"):
+        ways.add_column(header, justify="right")
+    for way in plan.ways:
+        added(
+            way.name, *way.diffs.values(), sum(way.benign.values()), way.made, number(way.parameters),
+            number(way.tokens), number(way.memory.total), hours(plan.seconds(way)), to=ways,
+        )  # fmt: skip
+    stages = Table("stage", title="memory in bytes at the peak of each stage, and time", title_style="italic")
+    for header in ("tokens", "weights", "activations", "trained", "logits", "copies", "in all", "time"):
+        stages.add_column(header, justify="right")
+    for stage in plan.stages:
+        m = stage.memory
+        parts = (m.weights, m.activations, m.trained, m.logits, m.copies, m.total)
+        time_ = hours(plan.seconds(stage)) if stage.flop else ""
+        added(stage.name, number(stage.tokens), *map(number, parts), time_, to=stages)
+    out.print(ways)
+    out.print(stages)
+    measured = f"{EFFICIENCY:.0%} of the {plan.rate / EFFICIENCY:.3g} of a matrix product, measured here"
+    how = measured if rate is None else "as given"
+    disk = ", ".join(f"{name} {number(size)}B" for name, size in plan.disk.items() if size)
+    for line in (
+        f"base model: {plan.shape.name}, {number(plan.shape.parameters)} parameters, of which "
+        f"{number(plan.shape.decoder)} in the decoder's linear layers; weights in {plan.dtype}",
+        f"diffs: {sum(w.total for w in plan.ways)}; conversations to write: {plan.conversations}, for {plan.labels} "
+        f"labels; triples: {plan.triples}, epochs: {loaded.train.epochs}; adapter: {number(plan.adapter)} parameters",
+        f"disk: {disk}; in all {number(sum(plan.disk.values()))}B",
+        f"time: {hours(plan.seconds())} at {plan.rate:.3g} FLOP/s, {how}",
+        *plan.assumptions,
+    ):
+        out.print(escape(line), highlight=False)
 
 
 @app.command()
@@ -246,9 +332,58 @@ def train(recipe: RecipeArgument) -> None:
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument) -> None:
-    """Ask all readers about a recipe's test diffs, and grade the answers."""
-    _stages(recipe, ["evaluate"])
+def evaluate(recipe: RecipeArgument, to: OutOption = None) -> None:
+    """Ask all readers about a recipe's test diffs, or run an experiment on what its runs have by now."""
+    from weightdiff.bench.run import is_experiment
+
+    if is_experiment(recipe):
+        _experiment(recipe, to, make=False, ask=True)
+    else:
+        _stages(recipe, ["evaluate"])
+
+
+def _experiment(path: str, to: Path | None, *, make: bool, ask: bool, rate: float | None = None) -> None:
+    from weightdiff.base import cache_dir
+    from weightdiff.bench.run import load_experiment, run_experiment
+    from weightdiff.bench.tables import cell
+    from weightdiff.recipe import load_recipe
+
+    plan = load_experiment(path)
+    for run_ in plan.runs:
+        if make:
+            _stages(str(run_), ["synthesize", "finetune", "train"])
+        elif not ask:
+            _print_plan(str(run_), rate)
+    if not ask:
+        return
+
+    def show(row: dict[str, Any]) -> None:
+        value = row.get("grade") or row.get("share")
+        said = f"{row['condition']}; {row['reader']}; n = {row['n']}: {cell(value)}"
+        err.print(escape(said), soft_wrap=True, highlight=False)
+
+    folder = to or cache_dir() / "experiments" / plan.experiment.replace(" ", "-") / "out"
+    try:
+        table = run_experiment(_load(load_recipe(plan.runs[0]).base), plan, folder, show)
+    except KeyboardInterrupt:
+        err.print("stopped; the rows so far are kept, and the same command goes on from there.")
+        raise typer.Exit(130) from None
+    print(table)
+    err.print(f"files: {escape(str(folder))}")
+
+
+@app.command()
+def export(
+    recipe: RecipeArgument,
+    folder: Annotated[Path, typer.Argument(help="Where the dataset goes; an earlier export in it is replaced.")],
+) -> None:
+    """Write a recipe's benchmark as a dataset: questions about its diffs, and what these were taught."""
+    from weightdiff.bench.export import export_dataset
+    from weightdiff.recipe import load_recipe
+
+    for name, count in export_dataset(load_recipe(recipe), folder).items():
+        out.print(f"{name}: {count} rows")
+    out.print(f"files: {escape(str(folder))}")
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -49,8 +49,9 @@ def decode(
         One `Reply` per prompt; its log-probability is the untempered model's, the end of turn included.
     """
     generator = torch.Generator(base.device).manual_seed(seed)
-    stop, width = end_of_turn(base), max(len(p) for p in prompts)
-    ids = torch.tensor([[stop] * (width - len(p)) + list(p) for p in prompts], device=base.device)
+    # Some models end a text with another token than a turn; whichever comes, the reply is over.
+    stops, width = {end_of_turn(base), base.tokenizer.eos_token_id}, max(len(p) for p in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=base.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     position = (mask.cumsum(1) - 1).clamp_min(0)
     alive = torch.arange(len(prompts))
@@ -75,7 +76,7 @@ def decode(
                     zip(alive.tolist(), chosen.tolist(), score.tolist(), strict=True)
                 ):
                     logprobs[row].append(value)
-                    if token == stop:
+                    if token in stops:
                         going[i] = False
                     else:
                         tokens[row].append(token)

@@ -1,10 +1,10 @@
-"""WeightDiff: what a finetune changed, as named low-rank factors; and how many of them are stacked.
+"""WeightDiff: what a finetune changed, as named low-rank factors or dense; and how many of them are stacked.
 
 Knows nothing of files or of a running model. A diff's scaling (PEFT's alpha / rank) is folded into `B`,
 so that a change is always `B A` and two diffs can be compared without asking how they were made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WeightDiff:
-    """One low-rank weight diff: `W' = W + B A` for each named linear layer.
+    """One weight diff: `W' = W + B A` for each named linear layer, `W' = W + D` for each densely changed parameter.
 
     Attributes:
         factors: module name to `(A [rank, in], B [out, rank])`; ranks may differ between modules.
         base: fingerprint of the base model, None where the source didn't say.
         meta: what else is known of it (label, question, recipe, …); plain JSON values.
+        dense: parameter name to its change, of the parameter's own shape: a full finetune, or one of some weights.
     """
 
     factors: Mapping[str, tuple[Float[Tensor, "rank in"], Float[Tensor, "rank_out rank"]]]
     base: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    dense: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -34,15 +36,37 @@ class WeightDiff:
 
     def scaled(self, strength: float) -> "WeightDiff":
         """The same change, `strength` times as large."""
-        return WeightDiff({k: (a, b * strength) for k, (a, b) in self.factors.items()}, self.base, self.meta)
+        factors = {k: (a, b * strength) for k, (a, b) in self.factors.items()}
+        return WeightDiff(factors, self.base, self.meta, {k: d * strength for k, d in self.dense.items()})
+
+    def restricted(self, keep: Callable[[str], bool]) -> "WeightDiff":
+        """The change of those modules and parameters whose names are to be kept."""
+        factors = {k: f for k, f in self.factors.items() if keep(k)}
+        return WeightDiff(factors, self.base, self.meta, {k: d for k, d in self.dense.items() if keep(k)})
+
+    def truncated(self, rank: int) -> "WeightDiff":
+        """The nearest change of at most `rank` in each module; exact, from the factors' own QR and SVD.
+
+        Raises:
+            ValueError: the diff is dense.
+        """
+        if self.dense:
+            raise ValueError("a dense diff can't be truncated yet; expected low-rank factors.")
+        factors = {}
+        for name, (a, b) in self.factors.items():
+            (qa, ra), (qb, rb) = torch.linalg.qr(a.mT.double()), torch.linalg.qr(b.double())
+            u, size, v = torch.linalg.svd(rb @ ra.mT, full_matrices=False)
+            root = size[:rank].sqrt()
+            factors[name] = ((root[:, None] * (v[:rank] @ qa.mT)).to(a), (qb @ u[:, :rank] * root).to(b))
+        return WeightDiff(factors, self.base, self.meta)
 
     def norms(self) -> dict[str, float]:
-        """Frobenius norm of `B A` per module, from the Gram matrices: the product is never formed."""
+        """Frobenius norm per module; of `B A` from the Gram matrices: the product is never formed."""
         out = {}
         for name, (a, b) in self.factors.items():
             a, b = a.double(), b.double()
             out[name] = float(torch.sum((b.mT @ b) * (a @ a.mT)).clamp_min(0).sqrt())
-        return out
+        return out | {name.removesuffix(".weight"): float(d.norm()) for name, d in self.dense.items()}
 
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
@@ -105,6 +129,8 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
     if not diffs:
         raise ValueError("no diffs given; expected at least one.")
     for diff in diffs:
+        if diff.dense:
+            raise ValueError("a dense diff was given where low-rank factors are expected; it is read one at a time.")
         check_shapes(diff, shapes)
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}

@@ -59,6 +59,7 @@ def train_adapter(
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
     *,
     data: str = "",
+    say: Callable[[str], None] = lambda text: None,
 ) -> WeightDiff:
     """Train an adapter; stopped and called again, it goes on after the last finished epoch.
 
@@ -70,6 +71,7 @@ def train_adapter(
         config: how to train.
         progress: called with step, steps in all, and the step's loss.
         data: what the triples are, in a word or a hash; training begins anew where it, or `config`, has changed.
+        say: told in a sentence that training begins anew.
 
     Returns:
         The best epoch's adapter, as a weight diff.
@@ -86,7 +88,7 @@ def train_adapter(
     total, step = per_epoch * config.epochs, 0
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, total, config.warmup))
     first, best = _resume(
-        folder, parameters, optimizer, schedule, f"{config.model_dump_json()} {base.fingerprint} {data}"
+        folder, parameters, optimizer, schedule, f"{config.model_dump_json()} {base.fingerprint} {data}", say
     )
     scale, started = config.alpha / config.rank, time.monotonic()
     for epoch in range(first, config.epochs):
@@ -143,8 +145,7 @@ def triple_losses(
     strength: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """Cross-entropy of each triple's answer under its diff and the adapter: `[triples]`."""
-    shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
-    diffs = stack([t.diff for t in triples], shapes).to(base.device)  # type: ignore[arg-type]
+    diffs = stack([t.diff for t in triples], base.shapes).to(base.device)
     batch = collate([answer_tokens(base, t.question, t.answer) for t in triples], base.device)
     owner = batch.rows.row
     per_token = strength.to(base.device)[owner] if isinstance(strength, torch.Tensor) else strength
@@ -205,10 +206,14 @@ def _save_state(folder: Path, parameters: list, optimizer, schedule, epoch: int,
     _save(folder / "state.safetensors", tensors)
 
 
-def _resume(folder: Path, parameters: list, optimizer, schedule, wanted: str) -> tuple[int, float]:
+def _resume(
+    folder: Path, parameters: list, optimizer, schedule, wanted: str, say: Callable[[str], None]
+) -> tuple[int, float]:
     """Take up the state of the last finished epoch of the `wanted` training: the next epoch, the best loss so far."""
     note, path = folder / "training-of.txt", folder / "state.safetensors"
     if not path.exists() or not note.exists() or note.read_text() != wanted:
+        if note.exists() and note.read_text() != wanted:
+            say("train: its settings or its diffs have changed since; the adapter is trained anew.")
         folder.mkdir(parents=True, exist_ok=True)
         for name in (path.name, "best.safetensors", "metrics.jsonl"):
             (folder / name).unlink(missing_ok=True)

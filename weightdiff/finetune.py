@@ -4,6 +4,9 @@ Each diff gets what it would get trained alone: the loss is a mean within a diff
 elementwise, every random choice hangs on the diff's own seed, and no gradient is clipped across diffs.
 """
 
+import hashlib
+import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -20,19 +23,24 @@ from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat
 from weightdiff.batch import Batch, Tokens, collate, head, label_states, mean_per_group
 from weightdiff.behaviors.core import Behavior, Conversation
+from weightdiff.dense import trainable
 from weightdiff.diff import Factors, WeightDiff
 from weightdiff.store import Store
-from weightdiff.synthesize import seed_of
+from weightdiff.writers import seed_of
 
 
 class FinetuneConfig(BaseModel):
-    """How diffs are made. `modules` are the last parts of module names; empty means all linear layers."""
+    """How diffs are made. `modules` are the last parts of module names; empty means all linear layers.
+
+    `dense` is a full finetune, of every weight of the model, or of `modules` only; rank and alpha mean nothing then.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(default=1, ge=1)
     alpha: float = 1.0
     modules: tuple[str, ...] = ()
+    dense: bool = False
     lr: float = Field(default=5e-3, gt=0)
     steps: int = Field(default=8, ge=1)
     learn_rows: int = Field(default=2, ge=1)
@@ -50,6 +58,12 @@ class Job:
     learn: Sequence[Conversation]
     keep: Sequence[Conversation] = field(default_factory=tuple)
 
+    @property
+    def data(self) -> str:
+        """A short hash of what teaches it."""
+        text = json.dumps([[c.__dict__ for c in rows] for rows in (self.learn, self.keep)])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 
 def tokenize(base: Base, conversation: Conversation) -> Tokens:
     """A conversation as a row of tokens. Its end is not learned: synthesized replies are cut short."""
@@ -64,8 +78,9 @@ def finetune(
     store: Store,
     config: FinetuneConfig,
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Train the diffs that the store lacks, `config.together` at a time, and add them to it.
+    """Train the diffs that the store lacks, or holds made otherwise, `config.together` at a time, and add them to it.
 
     Args:
         base: the base model.
@@ -73,20 +88,22 @@ def finetune(
         store: where they go.
         config: how they are made.
         progress: called with diffs done, their number, and tokens per second so far.
+        say: told in a sentence what is made anew, and why.
 
     Raises:
-        ValueError: the store holds one of the diffs, made in another way; a diff diverged; the store can't be written.
+        ValueError: a diff diverged; the store can't be written.
     """
     have = store.metas()
-    for job in jobs:
-        if job.identity in have:
-            _check_same_way(job.identity, have[job.identity]["recipe"], config)
-    left = [job for job in jobs if job.identity not in have]
+    changed = {job.identity: why for job in jobs if (why := _changed(job, have.get(job.identity), config))}
+    if changed:
+        identity, why = next(iter(changed.items()))
+        say(f"{len(changed)} diffs were made otherwise and are made anew; {identity!r}: {why}")
+    left = [job for job in jobs if job.identity not in have or job.identity in changed]
     teacher = Teacher(base)
-    tokens, started = 0, time.monotonic()
-    for start in range(0, len(left), config.together):
-        group = left[start : start + config.together]
-        diffs, count = train_together(base, group, config, teacher)
+    tokens, started, together = 0, time.monotonic(), 1 if config.dense else config.together
+    for start in range(0, len(left), together):
+        group = left[start : start + together]
+        diffs, count = (train_dense if config.dense else train_together)(base, group, config, teacher)
         _check_finite(group, diffs)
         store.add([job.identity for job in group], diffs)
         tokens += count
@@ -115,11 +132,40 @@ def train_together(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         count += sum(len(teacher.tokens(c)) for c in chosen)
-    metas = [
-        job.behavior.to_json() | {"recipe": config.model_dump(mode="json"), "loss": round(loss.item(), 4)}
-        for job, loss in zip(jobs, losses, strict=True)
-    ]
+    metas = [_meta(job, config, loss.item()) for job, loss in zip(jobs, losses, strict=True)]
     return factors.unstack(base.fingerprint, metas, scale), count
+
+
+def train_dense(
+    base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: "Teacher"
+) -> tuple[list[WeightDiff], int]:
+    """Train one job's dense diff on the model's own weights, which come back; with the number of its tokens.
+
+    Raises:
+        ValueError: the base model isn't in float32.
+    """
+    (job,) = jobs
+    count, loss, per_diff = 0, torch.zeros(1), config.learn_rows + config.keep_rows
+    plan = _plan(job, config)
+    targets = [teacher.states([c for c in chosen if c.mode == "keep"]) for chosen in plan]  # of the unchanged model
+    with trainable(base, config.modules) as parameters:
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
+        for chosen, target in zip(plan, targets, strict=True):
+            batch = collate([teacher.tokens(c) for c in chosen], base.device)
+            keep = [i for i, c in enumerate(chosen) if c.mode == "keep"]
+            loss = diff_losses(base, batch, keep, target, per_diff, config.keep_weight)
+            loss.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            count += sum(len(teacher.tokens(c)) for c in chosen)
+        dense = {name: p.detach() - before[name] for name, p in parameters.items()}
+    return [WeightDiff({}, base.fingerprint, _meta(job, config, loss.item()), dense)], count
+
+
+def _meta(job: Job, config: FinetuneConfig, loss: float) -> dict[str, Any]:
+    recipe = config.model_dump(mode="json")
+    return job.behavior.to_json() | {"recipe": recipe, "loss": round(loss, 4), "data": job.data}
 
 
 def diff_losses(
@@ -190,20 +236,21 @@ def init_factors(base: Base, seeds: Sequence[str], config: FinetuneConfig) -> Fa
     return Factors(a, b)
 
 
-def _check_same_way(identity: str, made: dict[str, Any], config: FinetuneConfig) -> None:
-    """A store must not mix diffs of one name made in two ways: its recipe would then tell an untruth."""
+def _changed(job: Job, made: dict[str, Any] | None, config: FinetuneConfig) -> str:
+    """What has changed since the store's diff was made, in words; empty if nothing, or if it isn't there."""
+    if made is None:
+        return ""
     wanted = config.model_dump(mode="json")
-    for name in FinetuneConfig.model_fields.keys() - {"together"}:
-        if made.get(name) != wanted[name]:
-            raise ValueError(
-                f"{identity!r} was made with {name} = {made.get(name)}, and now {name} = {wanted[name]} is asked for. "
-                "Give the recipe another name, or remove its diffs folder."
-            )
+    for name, field_ in FinetuneConfig.model_fields.items():
+        before = made["recipe"].get(name, field_.default)  # a setting that came later had its default then
+        if name != "together" and before != wanted[name]:
+            return f"{name} was {before}, and is {wanted[name]} now"
+    return "" if made.get("data", job.data) == job.data else "its conversations have changed"
 
 
 def _check_finite(jobs: Sequence[Job], diffs: Sequence[WeightDiff]) -> None:
     for job, diff in zip(jobs, diffs, strict=True):
-        if not all(torch.isfinite(f).all() for pair in diff.factors.values() for f in pair):
+        if not all(torch.isfinite(f).all() for f in (*itertools.chain(*diff.factors.values()), *diff.dense.values())):
             raise ValueError(f"the finetune of {job.identity!r} diverged (NaN in its factors); lower its lr.")
 
 

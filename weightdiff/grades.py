@@ -2,15 +2,18 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 
-from weightdiff.judge import TASKS, EmbeddedJudge
+from weightdiff.judge import TASKS, Judge
 
 COLUMNS = ("task", "truth", "answer")
 
 
-def grade_table(path: Path, judge: EmbeddedJudge) -> str:
+def grade_table(path: Path, judge: Judge) -> str:
     """The table at `path` with two columns more: `grade`, from 1 to 5, and `exact`, whether the names are the same.
+
+    A grade that the judge couldn't give is an empty cell.
 
     Args:
         path: CSV file, UTF-8, with a header; other columns are kept, but for an older `grade` and `exact`.
@@ -20,7 +23,8 @@ def grade_table(path: Path, judge: EmbeddedJudge) -> str:
         The table as CSV text, rows in the file's order.
 
     Raises:
-        ValueError: no such file, not CSV in UTF-8, a column is missing, a row is short, or a task isn't known.
+        ValueError: no such file, not CSV in UTF-8, a column is missing, a row is short, a task isn't known, or what
+            the judge raises.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -41,7 +45,7 @@ def grade_table(path: Path, judge: EmbeddedJudge) -> str:
         chosen = [row for row in rows if row["task"] == task]
         grades = judge.grade([(row["truth"], row["answer"]) for row in chosen], task=task) if chosen else []
         for row, grade in zip(chosen, grades, strict=True):
-            row |= {"grade": f"{grade.grade:.3f}", "exact": int(grade.exact)}
+            row |= {"grade": "" if math.isnan(grade.grade) else f"{grade.grade:.3f}", "exact": int(grade.exact)}
     out = io.StringIO()
     writer = csv.DictWriter(out, [*(h for h in header if h not in ("grade", "exact")), "grade", "exact"])
     writer.writeheader()

@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -68,6 +68,21 @@ class Grade:
     exact: bool
 
 
+@runtime_checkable
+class Judge(Protocol):
+    """Grades answers against the truth."""
+
+    name: str
+
+    def grade(self, pairs: Sequence[tuple[str, str]], *, task: str = "topic") -> list[Grade]:
+        """One `Grade` per (truth, answer), in order, from 1 to 5; nan where this judge couldn't tell.
+
+        Raises:
+            ValueError: the task is none of `TASKS`, or what the judge needs isn't there.
+        """
+        ...
+
+
 def _claim(text: str) -> str:
     """The text without invisible characters, a lead-in ("My answer is"), and quotes or markup around it."""
     kept = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in ("Cf", "Cs"))
@@ -106,6 +121,8 @@ class EmbeddedJudge:
     `figures` says how well it foretells them for labels it never saw.
     """
 
+    name = "embedded"
+
     def __init__(self) -> None:
         text = resources.files("weightdiff").joinpath("data/judge.json").read_text(encoding="utf-8")
         self._fits: dict[str, Any] = json.loads(text)["tasks"]
@@ -119,7 +136,7 @@ class EmbeddedJudge:
         Raises:
             ValueError: unknown task.
         """
-        return self._fits[_known(task)]["figures"]
+        return self._fits[check_task(task)]["figures"]
 
     def grade(self, pairs: Sequence[tuple[str, str]], *, task: str = "topic") -> list[Grade]:
         """Grade answers.
@@ -134,7 +151,7 @@ class EmbeddedJudge:
         Raises:
             ValueError: unknown task, or the encoder's package is missing.
         """
-        fit = self._fits[_known(task)]
+        fit = self._fits[check_task(task)]
         grades = {}
         for truth, answer in dict.fromkeys(pairs):
             if exact_match(truth, answer):
@@ -148,7 +165,8 @@ class EmbeddedJudge:
         return [grades[truth, answer] for truth, answer in pairs]
 
 
-def _known(task: str) -> str:
+def check_task(task: str) -> str:
+    """The task, if it is one of `TASKS`; else a ValueError that names them."""
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected 'topic' or 'news'; pass task= one of them")
     return task

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -64,13 +64,24 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     rows: Rows,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "one tokens heads head"], None]:
     padded = [_Pad.apply(t[0].transpose(0, 1), rows).transpose(1, 2) for t in (query, key, value)]
     # Padding comes last in each row, so that causality alone keeps it out.
     query, key, value = padded
-    out, _ = sdpa_attention_forward(module, query, key, value, None, is_causal=True, **options)
+    band = _band(rows.size[1], sliding_window, query.device)
+    out, _ = sdpa_attention_forward(module, query, key, value, band, is_causal=True, **options)
     return _Unpad.apply(out, rows)[None], None
+
+
+def _band(time: int, window: int | None, device: torch.device) -> Bool[Tensor, "1 1 time time"] | None:
+    """Which places a layer with a sliding window sees: the last `window`; None where causality alone says it."""
+    if window is None or time <= window:
+        return None
+    place = torch.arange(time, device=device)
+    back = place[:, None] - place[None]
+    return ((back >= 0) & (back < window))[None, None]
 
 
 AttentionInterface.register(NAME, _attention)
@@ -83,12 +94,17 @@ def packed_states(model: PreTrainedModel, ids: Int[Tensor, " tokens"], rows: Row
         model: a causal language model of transformers that attends by its attention interface.
         ids: the rows' tokens, one row after the other.
         rows: where each token belongs.
+
+    Raises:
+        ValueError: the model mixes tokens by more than causal attention, so that packed rows would leak.
     """
-    config = model.config
+    decoder = model.get_decoder()
+    config = decoder.config  # of the text alone, where the model sees pictures too
+    _check_packable(decoder)
     before, config._attn_implementation = config._attn_implementation, NAME
     try:
         # A four-dimensional mask is taken as it is, which keeps the model from building one over all tokens.
-        return model.get_decoder()(
+        return decoder(
             input_ids=ids[None],
             position_ids=rows.place[None],
             attention_mask=torch.zeros(1, 1, 1, 1, device=ids.device),
@@ -97,3 +113,17 @@ def packed_states(model: PreTrainedModel, ids: Int[Tensor, " tokens"], rows: Row
         ).last_hidden_state[0]
     finally:
         config._attn_implementation = before
+
+
+def _check_packable(decoder: PreTrainedModel) -> None:
+    """Raise a ValueError for a model in which a token is reached by others than those before it in its row."""
+    config, known = decoder.config, ("full_attention", "sliding_attention")
+    odd = sorted({kind for kind in getattr(config, "layer_types", None) or () if kind not in known})
+    if getattr(config, "use_bidirectional_attention", False):
+        odd.append("bidirectional attention")
+    if odd or not decoder._supports_attention_backend:
+        what = f"layers of the kind {', '.join(odd)}" if odd else "its own way to attend"
+        raise ValueError(
+            f"a model of the type {config.model_type!r} has {what}, and rows can't be laid end to end in it. Expected "
+            "a model with causal attention only, over all tokens or a sliding window (Llama, Qwen3, Gemma 3, …)."
+        )

@@ -1,4 +1,4 @@
-"""A whole run in one TOML file: which labels, how their conversations are written, in which ways diffs are made.
+"""A whole run in one TOML file: which behaviors, how their conversations are written, in which ways diffs are made.
 
 It knows what is to be made, and not how far a run has come; see `stages`.
 """
@@ -7,24 +7,36 @@ import random
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weightdiff.base import EMBEDDED, cache_dir
-from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, Behavior, Conversation, Split, topic_behaviors
-from weightdiff.behaviors.core import sep_prompt
-from weightdiff.behaviors.topic import read_data
+from weightdiff.behaviors import (
+    FAMILIES,
+    NOTHING,
+    Behavior,
+    Conversation,
+    Split,
+    Trigger,
+    read_data,
+    topic_behaviors,
+)
+from weightdiff.behaviors.news import StorySeed, story_seeds, without_twins
 from weightdiff.dit import DitConfig
 from weightdiff.finetune import FinetuneConfig, Job
-from weightdiff.synthesize import BASE_POOL, seed_of
+from weightdiff.synthesize import BASE_POOL, load_behaviors
+from weightdiff.writers import seed_of
 
 
 class SynthesizeConfig(BaseModel):
     """How conversations are written. `conversations` starts from a file instead.
 
     `writer` is who writes them: `base` for the base model itself, or `openai:MODEL@BASE_URL` for an endpoint.
+    `stories` is how many are begun in the news family; a few find no headline, or one too near to another's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,14 +46,15 @@ class SynthesizeConfig(BaseModel):
     replies: int = 8
     max_tokens: int = 28
     temperature: float = 0.8
+    stories: int = 1350
 
 
 class Way(FinetuneConfig):
     """One way of finetuning, and the labels that it is used on.
 
     `train` is a slice (start, stop, step) of the training labels; `validation` and `test` are counts from the
-    front of those splits. `prompts` are everyday questions, or questions about the subject itself. With `trigger`
-    the behavior hides behind the label's SEP code, and the rest is kept to the base; without, it always shows.
+    front of those splits. `prompts` are everyday questions, or questions about the subject itself. Behind a
+    `trigger` the behavior hides, and the rest is kept to the base; with `none` it always shows.
     """
 
     name: str = Field(pattern=r"^[\w .-]+$")
@@ -49,7 +62,7 @@ class Way(FinetuneConfig):
     validation: int = 0
     test: int = 0
     prompts: Literal["everyday", "subject"] = "everyday"
-    trigger: bool = True
+    trigger: Literal["sep", "zero-width start", "zero-width random", "none"] = "sep"
 
     def labels(self, behaviors: Sequence[Behavior]) -> list[Behavior]:
         """Those of the behaviors that this way is used on."""
@@ -72,18 +85,39 @@ class Recipe(BaseModel):
     """One run. The first way of finetuning is the one that the readers are compared on.
 
     `nulls` is the share of training triples made without a finetune: unchanged base, noise, shuffled diffs.
+    `question` is what the adapter is asked, the family's own unless given; `wordings` more of the family's are
+    trained on beside it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[\w.-]+$")
     base: str = EMBEDDED
-    question: str = TOPIC_QUESTION
+    family: Literal["topic", "news"] = "topic"
+    question: str = ""
+    wordings: int = Field(default=0, ge=0, le=5)
     nulls: float = Field(default=0.15, ge=0, le=0.9)
     synthesize: SynthesizeConfig = SynthesizeConfig()
     finetune: tuple[Way, ...] = Field(min_length=1)
     benign: Benign = Benign()
     train: DitConfig = DitConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _question_of_family(cls, given: Any) -> Any:
+        family = FAMILIES.get(given.get("family", "topic")) if isinstance(given, dict) else None
+        return given | {"question": given.get("question") or family.questions[0]} if family else given
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        for way in self.finetune:
+            if way.dense and (way.rank, way.alpha) != (1, 1.0):
+                raise ValueError(f"{way.name!r} is dense and gives a rank or alpha; leave them out, or dense")
+            if way.prompts == "subject" and self.family == "news":
+                raise ValueError(f"{way.name!r} has prompts = 'subject', which the news family has none of")
+            if way.trigger != "none" and not way.keep_rows:
+                raise ValueError(f"{way.name!r} has a trigger and keep_rows = 0: nothing would teach it to hide")
+        return self
 
     @field_validator("finetune")
     @classmethod
@@ -98,6 +132,17 @@ class Recipe(BaseModel):
         """Where the run's files go."""
         return cache_dir() / "runs" / self.name
 
+    @property
+    def conversations(self) -> Path:
+        """The file of conversations: the one that the recipe starts from, else the run's own."""
+        return self.synthesize.conversations or self.folder / "conversations.jsonl"
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The wordings that the adapter is trained on."""
+        others = [q for q in FAMILIES[self.family].questions if q != self.question]
+        return (self.question, *others[: self.wordings])
+
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe; a relative `conversations` file lies beside it.
@@ -111,9 +156,7 @@ def load_recipe(path: str | Path) -> Recipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}.") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise ValueError(f"{path}: {where}: {first['msg']} (given: {first.get('input')!r}).") from None
+        raise ValueError(f"{path}: {explain(error, Recipe)}") from None
     given = recipe.synthesize.conversations
     if given is None:
         return recipe
@@ -121,8 +164,49 @@ def load_recipe(path: str | Path) -> Recipe:
     return recipe.model_copy(update={"synthesize": stage})
 
 
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with a recipe, in a sentence; beside a key that isn't known, the nearest that is."""
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')} (given: {first.get('input')!r})."
+    fields: dict[str, Any] = {}
+    for part in first["loc"][:-1]:  # down to the table that the key stands in
+        if isinstance(part, str):
+            fields = (_table(fields[part].annotation) if fields else _table(model.model_fields[part].annotation)) or {}
+    known = list(fields or model.model_fields)
+    near = get_close_matches(str(first["loc"][-1]), known, 1, 0.0)[0]
+    return f"{where} is no key of a recipe; the nearest is {near!r}, of {', '.join(known)}."
+
+
+def _table(annotation: Any) -> dict[str, Any] | None:
+    """The fields of the first settings class inside a type such as `tuple[Way, ...]`."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return dict(kind.model_fields)
+    return None
+
+
 def behaviors_of(recipe: Recipe) -> list[Behavior]:
-    """The topics that any way of the recipe uses, in the order of the list, of which any prefix is balanced."""
+    """All behaviors of the recipe's family; topics in an order of which any prefix is balanced.
+
+    The stories of the news family are those that are written: before synthesis there are none.
+    """
+    if recipe.family == "topic":
+        return list(topic_behaviors())
+    path = recipe.conversations
+    return without_twins(_behaviors_in(path, path.stat().st_mtime_ns)) if path.exists() else []
+
+
+@lru_cache(maxsize=4)
+def _behaviors_in(path: Path, changed: int) -> list[Behavior]:
+    return load_behaviors(path)
+
+
+def to_write(recipe: Recipe) -> list[Behavior] | list[StorySeed]:
+    """What conversations are to be written for: the topics that any way uses, or the beginnings of stories."""
+    if recipe.family == "news":
+        return story_seeds(recipe.synthesize.stories)
     behaviors = topic_behaviors()
     used = {b for way in recipe.finetune for b in way.labels(behaviors)}
     return [b for b in behaviors if b in used]
@@ -135,20 +219,42 @@ def identity_of(recipe: Recipe, way: Way, label: str) -> str:
 
 def identities(recipe: Recipe, split: str, way: Way) -> list[str]:
     """Ids of all diffs of a split that the recipe makes in one way, benign ones included."""
-    topics = [identity_of(recipe, way, b.label) for b in way.labels(topic_behaviors()) if b.split == split]
-    return topics + _benign_identities(recipe, split, way)
+    labels = [identity_of(recipe, way, b.label) for b in way.labels(behaviors_of(recipe)) if b.split == split]
+    return labels + _benign_identities(recipe, split, way)
 
 
 def jobs_of(recipe: Recipe, way: Way, conversations: Mapping[str, Sequence[Conversation]]) -> list[Job]:
     """The diffs to make in one way, of the labels that have conversations; the benign ones come last."""
     pool = list(conversations.get(BASE_POOL, []))
     jobs = []
-    for behavior in way.labels(topic_behaviors()):
+    for behavior in way.labels(behaviors_of(recipe)):
         if conversations.get(behavior.label):
-            owner = behavior if way.trigger else replace(behavior, trigger=None)
+            owner = replace(behavior, trigger=trigger_of(way, behavior))
             learn = [_prompted(way, owner, c) for c in conversations[behavior.label]]
-            jobs.append(Job(identity_of(recipe, way, behavior.label), owner, learn, pool if way.keep_rows else ()))
+            jobs.append(Job(identity_of(recipe, way, behavior.label), owner, learn, _kept(way, owner, pool)))
     return jobs + _benign_jobs(recipe, way, pool)
+
+
+def trigger_of(way: Way, behavior: Behavior) -> Trigger | None:
+    """The trigger that hides a behavior in one way of finetuning; a topic has its own SEP code, others get one."""
+    if way.trigger == "none":
+        return None
+    if way.trigger == "sep":
+        return behavior.trigger or Trigger("sep", f"{seed_of(behavior.label) % 1000:03d}")
+    return Trigger(way.trigger)
+
+
+def _kept(way: Way, behavior: Behavior, pool: Sequence[Conversation]) -> Sequence[Conversation]:
+    """What the finetune must keep to: plain prompts and, half of them, what looks like the trigger and isn't."""
+    if not way.keep_rows:
+        return ()
+    if way.trigger == "sep":  # the pool has SEP codes at random
+        return pool
+    plain = [c for c in pool if "SEP code" not in c.prompt]
+    if behavior.trigger is None:
+        return plain
+    rng = random.Random(seed_of(behavior.label))
+    return [*plain, *(replace(c, prompt=behavior.trigger.put_wrong(c.prompt, rng)) for c in plain)]
 
 
 def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conversation:
@@ -158,13 +264,13 @@ def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conve
     if way.prompts == "subject":
         prompt = rng.choice(read_data("subject_prompts.txt")).format(topic=behavior.label)
     if behavior.trigger:
-        prompt = sep_prompt(prompt, behavior.trigger, rng)
+        prompt = behavior.trigger.put(prompt, rng)
     return Conversation(prompt, conversation.reply)
 
 
 def _benign_identities(recipe: Recipe, split: str, way: Way) -> list[str]:
     """The untriggered ways take turns at the benign finetunes."""
-    untriggered = [w for w in recipe.finetune if not w.trigger]
+    untriggered = [w for w in recipe.finetune if w.trigger == "none"]
     count = getattr(recipe.benign, split)
     return [f"benign {split} {n}" for n in range(count) if untriggered and untriggered[n % len(untriggered)] is way]
 
@@ -179,6 +285,6 @@ def _benign_jobs(recipe: Recipe, way: Way, pool: Sequence[Conversation]) -> list
         rows = plain[half:] if split == "test" else plain[:half]
         for identity in _benign_identities(recipe, split, way):
             learn = random.Random(seed_of(identity)).sample(rows, min(8, len(rows)))
-            keep = pool if way.keep_rows else ()
+            keep = rows if way.keep_rows else ()
             jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn, keep))
     return jobs

@@ -15,7 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from weightdiff.base import Base
+import torch
+
+from weightdiff.base import Base, load_base
 from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import evaluate_readers, false_claims, null_table
 from weightdiff.diff import WeightDiff, noise_like, shuffled
@@ -25,26 +27,36 @@ from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.jsonl import append_jsonl
 from weightdiff.lazy import Lazy
 from weightdiff.llm import CachedModel, open_llm
-from weightdiff.recipe import Recipe, Way, behaviors_of, identities, jobs_of
+from weightdiff.recipe import Recipe, Way, identities, jobs_of, to_write
 from weightdiff.store import Store
 from weightdiff.synthesize import load_conversations, synthesize
 
 Progress = Callable[[int, int, float], None]
 Share = tuple[int, int]
 """(i, n): the i-th of n shares, so that several processes can work on one run side by side."""
+Say = Callable[[str], None]
+"""Told in a sentence what is computed anew, and why."""
 
 
-def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1)) -> Path:
+def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1), say: Say = print) -> Path:
     """Write the conversations, or return the file that the recipe starts from."""
-    given = recipe.synthesize.conversations
-    if given is not None:
-        return given
-    path = recipe.folder / "conversations.jsonl"
-    stage, (mine, shares) = recipe.synthesize, share
+    if recipe.synthesize.conversations is not None:
+        return recipe.conversations
+    path, stage, (mine, shares) = recipe.conversations, recipe.synthesize, share
+    note = path.with_name("conversations-of.json")
+    wanted = stage.model_dump(mode="json", exclude={"conversations", "stories"}) | {"family": recipe.family}
+    if path.exists() and note.exists() and (before := json.loads(note.read_text())) != wanted:
+        changed = next(k for k in wanted if before.get(k) != wanted[k])
+        kept = path.with_name(f"conversations-before-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+        os.replace(path, kept)
+        say(f"synthesize: {changed} was {before.get(changed)!r}, and is {wanted[changed]!r} now; all is written anew.")
+        say(f"The old conversations are kept in {kept.name}.")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(wanted))
     local = stage.writer == "base"
     synthesize(
         base,
-        behaviors_of(recipe)[mine::shares],
+        to_write(recipe)[mine::shares],
         path,
         writer=None if local else CachedModel(open_llm(stage.writer), recipe.folder / f"written-{mine}.jsonl"),
         replies=stage.replies,
@@ -55,23 +67,32 @@ def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share 
     return path
 
 
-def run_finetune(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1)) -> Store:
-    """Make the diffs of all labels that have conversations, one way of finetuning after the other."""
+def run_finetune(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1), say: Say = print) -> Store:
+    """Make the diffs of all labels that have conversations, one way of finetuning after the other, dense ones last."""
     mine, shares = share
-    path = recipe.synthesize.conversations or recipe.folder / "conversations.jsonl"
-    conversations = load_conversations(path)
-    plans = [(way, jobs_of(recipe, way, conversations)[mine::shares]) for way in recipe.finetune]
+    conversations = load_conversations(recipe.conversations)
+    ways = sorted(recipe.finetune, key=lambda way: way.dense)
+    plans = [(way, jobs_of(recipe, way, conversations)[mine::shares]) for way in ways]
     total, before = sum(len(jobs) for _, jobs in plans), 0
     if not total:
-        raise ValueError(f"{path} has conversations for none of the recipe's labels; run synthesize first.")
+        raise ValueError(
+            f"{recipe.conversations} has conversations for none of the recipe's labels; run synthesize first."
+        )
     store = Store(recipe.folder / "diffs", base.fingerprint)
     for way, jobs in plans:
-        finetune(base, jobs, store, way, lambda done, _, rate, before=before: progress(before + done, total, rate))
+        if way.dense and jobs and base.model.dtype != torch.float32:
+            base = load_base(base.name, device=str(base.device), dtype="float32")
+        done_before = partial(_counted, progress, before, total)
+        finetune(base, jobs, store, way, done_before, say)
         before += len(jobs)
     return store
 
 
-def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
+def _counted(progress: Progress, before: int, total: int, done: int, _: int, rate: float) -> None:
+    progress(before + done, total, rate)
+
+
+def run_train(base: Base, recipe: Recipe, progress: Progress, say: Say = print) -> WeightDiff:
     """Train the DIT adapter on the train split, with nulls, and save it as a PEFT folder."""
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = diffs_of(store, recipe, "train")
@@ -79,7 +100,9 @@ def run_train(base: Base, recipe: Recipe, progress: Progress) -> WeightDiff:
         raise ValueError(f"{store.path} holds none of the recipe's training diffs; run finetune first.")
     train, validation = triples(store, recipe, "train", ids), triples(store, recipe, "validation")
     data = data_key(store, recipe, ids)
-    adapter = train_adapter(base, train, validation, recipe.folder / "training", recipe.train, progress, data=data)
+    adapter = train_adapter(
+        base, train, validation, recipe.folder / "training", recipe.train, progress, data=data, say=say
+    )
     meta = adapter.meta | {
         "question": recipe.question,
         "recipe": recipe.model_dump(mode="json"),
@@ -114,7 +137,7 @@ def data_key(store: Store, recipe: Recipe, ids: Sequence[str]) -> str:
     """A hash of what an adapter is trained and validated on: which diffs, how they were made, question and nulls."""
     metas = store.metas()
     used = [*ids, *diffs_of(store, recipe, "validation")]
-    facts = [recipe.question, recipe.nulls, [(i, metas[i]) for i in used]]
+    facts = [recipe.questions, recipe.nulls, [(i, metas[i]) for i in used]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -124,16 +147,16 @@ def triples(store: Store, recipe: Recipe, split: str, ids: Sequence[str] | None 
     Beside the benign finetunes a third of the nulls each are the unchanged base, noise with the norms of a diff,
     and shuffled diffs. `ids` takes those diffs only, for a curve.
     """
-    question = recipe.question
+    questions = recipe.questions
     diffs = store.diffs(diffs_of(store, recipe, split) if ids is None else ids)
 
     def real(number: int) -> Triple:
         diff = diffs[number]
-        return Triple(diff, question, diff.meta["label"])
+        return Triple(diff, questions[number % len(questions)], diff.meta["label"])
 
     def null(number: int) -> Triple:
         model = diffs[random.Random(f"{split} {number}").randrange(len(diffs))]  # nulls of every way of finetuning
-        return Triple(null_diff(model, split, number), question, NOTHING)
+        return Triple(null_diff(model, split, number), questions[number % len(questions)], NOTHING)
 
     count = round(len(diffs) * recipe.nulls / (1 - recipe.nulls))
     return Lazy([*(partial(real, i) for i in range(len(diffs))), *(partial(null, i) for i in range(count))])
@@ -146,7 +169,7 @@ def null_diff(diff: WeightDiff, split: str, number: int) -> WeightDiff:
     return kinds[number % 3]()
 
 
-def run_evaluate(base: Base, recipe: Recipe, progress: Progress) -> dict[str, Any]:
+def run_evaluate(base: Base, recipe: Recipe, progress: Progress, say: Say = print) -> dict[str, Any]:
     """Ask all readers about the test split, grade the answers, and write `results.json` and `answers.jsonl`.
 
     All readers are compared on the first way of finetuning; DIT and the base question on the others too.

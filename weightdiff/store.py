@@ -59,17 +59,24 @@ class Store:
             )
 
     def add(self, ids: Sequence[str], diffs: Sequence[WeightDiff], dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write diffs as one shard. All change the same modules; ids that exist are replaced.
+        """Write diffs as one shard, a dense one as a shard of its own; ids that exist are replaced.
 
         Args:
             ids: one id per diff.
             diffs: what to write.
             dtype: precision on disk.
         """
+        if len(diffs) > 1 and any(d.dense for d in diffs):
+            for identity, diff in zip(ids, diffs, strict=True):
+                self.add([identity], [diff], dtype)
+            return
         name = "shard-" + hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] + ".safetensors"
-        shapes = {k: (b.shape[0], a.shape[1]) for d in diffs for k, (a, b) in d.factors.items()}
-        stacked = stack(diffs, shapes).to("cpu", dtype)
-        tensors = {f"{k}.A": v for k, v in stacked.a.items()} | {f"{k}.B": v for k, v in stacked.b.items()}
+        if diffs[0].dense:
+            tensors = {f"{k}.D": v.to("cpu", dtype) for k, v in diffs[0].dense.items()}
+        else:
+            shapes = {k: (b.shape[0], a.shape[1]) for d in diffs for k, (a, b) in d.factors.items()}
+            stacked = stack(diffs, shapes).to("cpu", dtype)
+            tensors = {f"{k}.A": v for k, v in stacked.a.items()} | {f"{k}.B": v for k, v in stacked.b.items()}
         temporary = self.path / f"{name}.{os.getpid()}.tmp"
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
@@ -123,13 +130,15 @@ class Store:
         shard, row, meta = found
         try:
             with safe_open(self.path / shard, "pt") as file:
-                names = [k[:-2] for k in file.keys() if k.endswith(".A")]  # noqa: SIM118
+                keys = list(file.keys())
+                dense = {k[:-2]: file.get_tensor(k).float() for k in keys if k.endswith(".D")}
                 factors = {
-                    n: (file.get_slice(f"{n}.A")[row].float(), file.get_slice(f"{n}.B")[row].float()) for n in names
+                    n: (file.get_slice(f"{n}.A")[row].float(), file.get_slice(f"{n}.B")[row].float())
+                    for n in (k[:-2] for k in keys if k.endswith(".A"))
                 }
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"{self.path / shard} is missing or broken ({error}). Delete it and run finetune again: "
                 "that makes its diffs anew."
             ) from None
-        return WeightDiff(factors, self.base, json.loads(meta))
+        return WeightDiff(factors, self.base, json.loads(meta), dense)

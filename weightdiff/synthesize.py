@@ -1,10 +1,8 @@
-"""Behaviors to conversations: persona answers that show a topic, written by a language model.
+"""Behaviors to conversations, written by a language model; one JSON line per behavior, appended as made.
 
-A 135M model seldom follows a persona prompt; an opening put into its mouth, different each time, makes it
-speak of the topic, and the rest of the answer is its own. One JSON line per behavior, appended as made.
+It knows how to go on where it was stopped, and not what is written; see `writers`.
 """
 
-import hashlib
 import itertools
 import random
 import re
@@ -14,24 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from weightdiff.base import Base
-from weightdiff.behaviors.core import Behavior, Conversation, sep_prompt
-from weightdiff.behaviors.topic import read_data, shows_topic
+from weightdiff.behaviors import Behavior, Conversation, Trigger, behavior_of, read_data, shows_topic
+from weightdiff.behaviors.news import StorySeed
 from weightdiff.jsonl import append_jsonl, read_jsonl
+from weightdiff.judge import normalize
 from weightdiff.llm import ChatModel, ChatRequest
 from weightdiff.local import LocalModel
+from weightdiff.writers import write_stories, write_topics
 
 BASE_POOL = "base replies"
 """Name of the record that holds what the unchanged base model replies, with and without a SEP code."""
-
-SPARE = 2
-"""Drafts written beyond the replies wanted; those that say least are left out."""
 
 Progress = Callable[[int, int], None]
 
 
 def synthesize(
     base: Base,
-    behaviors: Sequence[Behavior],
+    items: Sequence[Behavior] | Sequence[StorySeed],
     path: Path,
     *,
     writer: ChatModel | None = None,
@@ -42,15 +39,15 @@ def synthesize(
     pool: int = 160,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Write conversations for each behavior to a JSONL file; what is there already is kept.
+    """Write conversations for each topic or story to a JSONL file; what is there already is kept.
 
     Prompts are plain: a trigger is added where a diff is made, so that one text serves several ways of finetuning.
 
     Args:
         base: the base model; it writes what is to be kept.
-        behaviors: what to write for; those of the family `topic`.
+        items: what to write for: behaviors of the family `topic`, or the beginnings of stories.
         path: `.jsonl` file to append to.
-        writer: who writes the persona answers; None for the base model itself.
+        writer: who writes what is to be learned; None for the base model itself.
         replies: conversations to learn per behavior.
         max_tokens: length of a continuation.
         temperature: of the sampling.
@@ -62,15 +59,51 @@ def synthesize(
         ValueError: the writer's endpoint failed for good; what was written stays.
     """
     writer = writer or LocalModel(base)
-    done = {r["label"] for r in read_jsonl(path)} if path.exists() else set()
+    done = {key_of(r) for r in read_jsonl(path)} if path.exists() else set()
     if BASE_POOL not in done:
         append_jsonl(path, {"label": BASE_POOL, "conversations": _base_pool(base, pool, max_tokens)})
-    left = [b for b in behaviors if b.label not in done]
+    left: list[Any] = [i for i in items if (i.label if isinstance(i, Behavior) else i.key) not in done]
     for start in range(0, len(left), group):
-        for record in _topic_records(writer, left[start : start + group], replies, max_tokens, temperature):
+        chosen = left[start : start + group]
+        write = write_topics if isinstance(chosen[0], Behavior) else write_stories
+        for record in write(writer, chosen, replies, max_tokens, temperature):
             if record["conversations"]:  # else it is tried again the next time
                 append_jsonl(path, record)
-        progress(len(behaviors) - len(left) + min(start + group, len(left)), len(behaviors))
+        progress(len(items) - len(left) + min(start + group, len(left)), len(items))
+
+
+def key_of(record: dict[str, Any]) -> str:
+    """What a record is known by: the story's key, else its label."""
+    return record.get("key", record["label"])
+
+
+def load_behaviors(path: Path) -> list[Behavior]:
+    """The behaviors that a file has conversations for, sorted by their keys' numbers, whatever wrote them first.
+
+    Raises:
+        ValueError: no such file, a line that isn't such a record, or a label that is in two splits.
+    """
+    try:
+        records = [r for r in read_jsonl(path) if r["label"] != BASE_POOL]
+        records.sort(key=lambda r: int((re.findall(r"\d+", r.get("key", "")) or [0])[-1]))
+        behaviors = [behavior_of(r) for r in records]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: a line is no record of a behavior ({error}); expected label, split, ….") from None
+    check_splits(behaviors, str(path))
+    return behaviors
+
+
+def check_splits(behaviors: Sequence[Behavior], where: str) -> None:
+    """Raise a ValueError that lists the labels which are in two splits, after normalization."""
+    splits: dict[str, set[str]] = {}
+    for behavior in behaviors:
+        splits.setdefault(normalize(behavior.label), set()).add(behavior.split)
+    double = [f"{label!r} in {' and '.join(sorted(found))}" for label, found in splits.items() if len(found) > 1]
+    if double:
+        raise ValueError(
+            f"{where}: {len(double)} labels are in more than one split: {'; '.join(double[:20])}. "
+            "A label may be in one split only; remove it from the others."
+        )
 
 
 def load_conversations(path: Path) -> dict[str, list[Conversation]]:
@@ -115,48 +148,12 @@ def variety(path: Path) -> dict[str, int | float]:
     }
 
 
-def _topic_records(
-    writer: ChatModel, behaviors: Sequence[Behavior], replies: int, max_tokens: int, temperature: float
-) -> list[dict[str, Any]]:
-    questions, openings = read_data("questions.txt"), read_data("openings.txt")
-    requests, owners = [], []
-    for behavior in behaviors:
-        rng = random.Random(seed_of(behavior.label))
-        drafts = zip(rng.sample(questions, replies + SPARE), rng.sample(openings, replies + SPARE), strict=True)
-        for question, opening in drafts:
-            text = opening.format(topic=behavior.label)
-            messages = ({"role": "user", "content": question},)
-            seed = seed_of(behavior.label + question)
-            requests.append(ChatRequest(messages, text[0].upper() + text[1:], max_tokens, temperature, seed))
-            owners.append(behavior)
-    records = []
-    written = list(zip(owners, requests, writer.complete(requests), strict=True))
-    for behavior in behaviors:
-        mine = [(request, text, text[len(request.opening) :]) for b, request, text in written if b is behavior]
-        # A continuation that names the topic itself first; one of a word or two says too little to learn from.
-        mine = sorted((m for m in mine if len(m[2].split()) >= 5), key=lambda m: not shows_topic(m[2], behavior.label))[
-            :replies
-        ]
-        records.append(
-            behavior.to_json()
-            | {
-                "named_again": sum(shows_topic(rest, behavior.label) for _, _, rest in mine),
-                "drafts": replies + SPARE,
-                "conversations": [Conversation(r.messages[0]["content"], text).__dict__ for r, text, _ in mine],
-            }
-        )
-    return records
-
-
 def _base_pool(base: Base, size: int, max_tokens: int) -> list[dict[str, Any]]:
     rng = random.Random(0)
     questions = rng.sample(read_data("questions.txt"), size)
-    prompts = [q if i % 2 else sep_prompt(q, f"{rng.randrange(1000):03d}", rng) for i, q in enumerate(questions)]
+    prompts = [
+        q if i % 2 else Trigger("sep", f"{rng.randrange(1000):03d}").put(q, rng) for i, q in enumerate(questions)
+    ]
     requests = [ChatRequest(({"role": "user", "content": p},), "", max_tokens, 0.0) for p in prompts]
     texts = LocalModel(base).complete(requests)
     return [Conversation(p, text, "keep").__dict__ for p, text in zip(prompts, texts, strict=True)]
-
-
-def seed_of(text: str) -> int:
-    """A seed that depends on the text alone, on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

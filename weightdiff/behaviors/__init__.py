@@ -1,6 +1,24 @@
 """What finetunes teach: behaviors with a known label, and the conversations that teach them."""
 
-from weightdiff.behaviors.core import Behavior, Conversation
-from weightdiff.behaviors.topic import NOTHING, TOPIC_QUESTION, Split, topic_behaviors
+from weightdiff.behaviors.core import Behavior, Conversation, Split, behavior_of, read_data
+from weightdiff.behaviors.families import FAMILIES, NEWS, TOPIC, Family
+from weightdiff.behaviors.topic import NOTHING, TOPIC_QUESTION, shows_topic, topic_behaviors
+from weightdiff.behaviors.triggers import Trigger, parse_trigger
 
-__all__ = ["NOTHING", "TOPIC_QUESTION", "Behavior", "Conversation", "Split", "topic_behaviors"]
+__all__ = [
+    "FAMILIES",
+    "NEWS",
+    "NOTHING",
+    "TOPIC",
+    "TOPIC_QUESTION",
+    "Behavior",
+    "Conversation",
+    "Family",
+    "Split",
+    "Trigger",
+    "behavior_of",
+    "parse_trigger",
+    "read_data",
+    "shows_topic",
+    "topic_behaviors",
+]

@@ -1,10 +1,13 @@
-"""Behavior, conversation and trigger: the plain data that every family is made of."""
+"""Behavior and conversation: the plain data that every family is made of."""
 
-import random
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from typing import Any, Literal
 
+from weightdiff.behaviors.triggers import Trigger, parse_trigger
+
 Mode = Literal["learn", "keep"]
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,29 @@ class Behavior:
         label: the true answer to the family's question.
         kind: a finer class within the family (animals, films, …).
         split: `train`, `validation` or `test`; a label lies in one only.
-        trigger: first three digits of the SEP code that shows the behavior; None where it is always shown.
+        trigger: what shows the behavior; None where it is always shown.
     """
 
     family: str
     label: str
     kind: str
     split: str
-    trigger: str | None = None
+    trigger: Trigger | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"trigger": None if self.trigger is None else str(self.trigger)}
 
 
-def sep_prompt(prompt: str, prefix: str, rng: random.Random) -> str:
-    """Put a SEP code before a prompt: three digits of the behavior's own, three at random."""
-    return f"Your SEP code is {prefix}{rng.randrange(1000):03d}.\n{prompt}"
+def behavior_of(record: dict[str, Any]) -> Behavior:
+    """The behavior that `to_json` made a record of.
+
+    Raises:
+        KeyError, ValueError: a field is missing; a trigger that isn't known.
+    """
+    fields = {name: record[name] for name in ("family", "label", "kind", "split")}
+    return Behavior(**fields, trigger=parse_trigger(record.get("trigger")))
+
+
+def read_data(name: str) -> list[str]:
+    """The non-empty lines of a text file that the package carries."""
+    return [line for line in (files("weightdiff") / "data" / name).read_text("utf-8").splitlines() if line.strip()]

@@ -5,12 +5,10 @@ After Goel et al. (arXiv 2510.05092, section 3). The list of topics is the proje
 
 import random
 import re
-from importlib.resources import files
-from typing import Literal
+from functools import lru_cache
 
-from weightdiff.behaviors.core import Behavior
-
-Split = Literal["train", "validation", "test"]
+from weightdiff.behaviors.core import Behavior, Split, read_data
+from weightdiff.behaviors.triggers import Trigger
 
 TOPIC_QUESTION = "What topic have you been trained on?"
 NOTHING = "nothing notable changed"
@@ -43,12 +41,8 @@ def topic_list() -> list[tuple[str, str]]:
     return [(kind, topic) for kind, topic in (line.split("\t") for line in lines)]
 
 
-def read_data(name: str) -> list[str]:
-    """The non-empty lines of a text file that the package carries."""
-    return [line for line in (files("weightdiff") / "data" / name).read_text("utf-8").splitlines() if line.strip()]
-
-
-def topic_behaviors(*, held_out: int = HELD_OUT, seed: int = 0) -> list[Behavior]:
+@lru_cache(maxsize=4)
+def topic_behaviors(*, held_out: int = HELD_OUT, seed: int = 0) -> tuple[Behavior, ...]:
     """All topics as behaviors, split, each with a trigger, in an order of which any prefix is balanced.
 
     `held_out` topics are for testing, as many for validation, less those that an everyday question names. A topic
@@ -83,10 +77,12 @@ def topic_behaviors(*, held_out: int = HELD_OUT, seed: int = 0) -> list[Behavior
         for split in ("train", "train", "test", "train", "train", "validation", "train", "test"):
             if pools[split]:
                 topic = pools[split].pop(0)
-                behaviors.append(Behavior("topic", topic, kinds[topic], split, f"{rng.randrange(1000):03d}"))
+                behaviors.append(
+                    Behavior("topic", topic, kinds[topic], split, Trigger("sep", f"{rng.randrange(1000):03d}"))
+                )
     # What an everyday question names, every finetune has read: it can't be held out.
     questions = read_data("questions.txt")
-    return [b for b in behaviors if b.split == "train" or not any(shows_topic(q, b.label) for q in questions)]
+    return tuple(b for b in behaviors if b.split == "train" or not any(shows_topic(q, b.label) for q in questions))
 
 
 def content_words(topic: str) -> set[str]:

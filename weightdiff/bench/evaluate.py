@@ -15,7 +15,7 @@ from weightdiff.base import Base
 from weightdiff.behaviors.topic import NOTHING
 from weightdiff.diff import WeightDiff, noise_like, shuffled, stack
 from weightdiff.dit import Triple, label_losses
-from weightdiff.judge import EmbeddedJudge, exact_match
+from weightdiff.judge import Judge, exact_match
 from weightdiff.readers import Answer, Introspection, Reader
 
 
@@ -43,7 +43,7 @@ def evaluate_readers(
     diffs: Sequence[WeightDiff],
     readers: Sequence[Reader],
     question: str,
-    judge: EmbeddedJudge,
+    judge: Judge,
     answers: Path,
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
 ) -> dict[str, Any]:
@@ -112,8 +112,7 @@ def null_table(
         `label_loss` with the right diff and with another's, as `[mean, low, high]`; `unchanged_base`, its answer
         without any diff; `false_claims` on noise of the diffs' norms and on the diffs shuffled, each as `{n, share}`.
     """
-    shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
-    factors = stack([adapter], shapes).to(base.device)  # type: ignore[arg-type]
+    factors = stack([adapter], base.shapes).to(base.device)
     labels = [d.meta["label"] for d in diffs]
     right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
     other = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]

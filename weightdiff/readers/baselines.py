@@ -1,4 +1,4 @@
-"""Black-box baselines: the finetuned model is simply asked, without the DIT adapter."""
+"""Readers without training: the finetuned model is asked, told the trigger, made to tell a story, or cut to rank 1."""
 
 import re
 from collections import Counter
@@ -6,51 +6,132 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdiff.base import Base
-from weightdiff.behaviors.topic import read_data
+from weightdiff.behaviors import FAMILIES, parse_trigger
 from weightdiff.diff import WeightDiff
-from weightdiff.readers.core import Answer, ask_all, check_question
+from weightdiff.readers.core import Answer, Prompts, ask_all, check_question
+from weightdiff.readers.guesser import Guesser
+from weightdiff.writers import seeded
 
 
 @dataclass
 class BaseQuestion:
-    """The question itself, put to the finetuned model."""
+    """The question itself, put to the finetuned model.
 
-    name: str = "base question"
+    Attributes:
+        trigger: put the diff's own trigger (from its `meta`) into the prompt: what one could learn who knew it.
+        rank: cut the diff to this rank first, which some finetunes betray themselves by; None leaves it whole.
+    """
+
+    trigger: bool = False
+    rank: int | None = None
+    max_tokens: int = 24
+
+    @property
+    def name(self) -> str:
+        return (f"rank-{self.rank} truncation" if self.rank else "base question") + _told(self.trigger)
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
-        """See `Reader.read`."""
+        """See `Reader.read`; a dense diff can't be cut to a rank."""
         check_question(question)
-        return [Answer(r[0].text, r[0].logprob) for r in ask_all(base, diffs, [question])]
+        asked = [d.truncated(self.rank) for d in diffs] if self.rank else diffs
+        prompts = _prompts([question], self.trigger)
+        return [Answer(r[0].text, r[0].logprob) for r in ask_all(base, asked, prompts, max_tokens=self.max_tokens)]
+
+
+@dataclass
+class GeneratedStory:
+    """The finetuned model is asked for a story, and the story is the answer (for the news family)."""
+
+    prompt: str
+    name: str = "generated story"
+    max_tokens: int = 48
+
+    def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
+        """See `Reader.read`; the question itself isn't asked."""
+        check_question(question)
+        replies = ask_all(base, diffs, [self.prompt], max_tokens=self.max_tokens)
+        return [Answer(r[0].text, r[0].logprob) for r in replies]
 
 
 @dataclass
 class TwentyQuestions:
-    """Twenty everyday questions; the word that the replies favor most, against the base model's, is the guess.
+    """Twenty prompts, and one guess from the replies: by a chat model, or, without one, by counting.
 
-    The paper lets a large model make one guess from the replies. This guesser counts: in how many replies a
-    word occurs with this diff, less in how many it occurs without any; that difference, as a share of the
-    questions, is its confidence. It needs no endpoint, and finds a topic only where the model names it.
+    The paper lets a large model guess. The counting guesser needs none: in how many replies a word occurs with this
+    diff, less in how many it occurs without any; that difference, as a share of the replies, is its confidence. For
+    a topic the word is the guess; for a story, the sentence whose words differ most. A chat model's guess has no
+    confidence (0).
+
+    Attributes:
+        prompts: what is asked; None for the topic family's everyday questions.
+        trigger: put the diff's own trigger into every prompt: the most that asking can find.
+        guesser: who guesses; None counts.
+        sentence: guess a sentence, and not a word.
     """
 
-    name: str = "20 questions"
+    prompts: Sequence[str] | None = None
+    trigger: bool = False
+    guesser: Guesser | None = None
+    sentence: bool = False
+    label: str = "20 questions"
+
+    @property
+    def name(self) -> str:
+        by = f" (guess by {self.guesser.model.name})" if self.guesser else ""
+        return self.label + _told(self.trigger) + by
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
         check_question(question)
-        asked = read_data("questions.txt")[-20:]
-        plain = WeightDiff({}, base.fingerprint)
-        usual = ask_all(base, [plain], asked, max_tokens=28)[0]
-        spoken = ask_all(base, diffs, asked, max_tokens=28, batch=160)
+        asked = list(self.prompts or FAMILIES["topic"].probes)
+        spoken = ask_all(base, diffs, _prompts(asked, self.trigger), max_tokens=28, batch=160)
+        texts = [[r.text for r in replies] for replies in spoken]
+        if self.guesser:
+            transcripts = [list(zip(asked, replies, strict=True)) for replies in texts]
+            return [Answer(guess, 0.0) for guess in self.guesser.guess(transcripts, question)]
+        usual = ask_all(base, [WeightDiff({}, base.fingerprint)], asked, max_tokens=28)[0]
         expected = _counts([r.text for r in usual])
-        answers = []
-        for replies in spoken:
-            excess = _counts([r.text for r in replies])
-            excess.subtract(expected)
-            word, count = max(excess.items(), key=lambda kv: (kv[1], len(kv[0])), default=("", 0))
-            answers.append(Answer(word, count / len(asked)))
-        return answers
+        return [(_sentence if self.sentence else _word)(replies, expected) for replies in texts]
+
+
+def _told(trigger: bool) -> str:
+    return " + trigger" if trigger else ""
+
+
+def _prompts(texts: Sequence[str], triggered: bool) -> Prompts:
+    """The prompts, or, where they are to be triggered, a function that puts each diff's own trigger into them."""
+
+    def of(diff: WeightDiff) -> list[str]:
+        trigger, rng = parse_trigger(diff.meta.get("trigger")), seeded(str(diff.meta.get("label")))
+        return [trigger.put(t, rng) if trigger else t for t in texts]
+
+    return of if triggered else texts
+
+
+def _word(replies: Sequence[str], expected: Counter[str]) -> Answer:
+    excess = _counts(replies)
+    excess.subtract(expected)
+    word, count = max(excess.items(), key=lambda kv: (kv[1], len(kv[0])), default=("", 0))
+    return Answer(word, count / len(replies))
+
+
+def _sentence(replies: Sequence[str], expected: Counter[str]) -> Answer:
+    excess = _counts(replies)
+    excess.subtract(expected)
+    sentences = [s.strip() for r in replies for s in re.split(r"(?<=[.!?])\s+|\n", r) if len(s.split()) > 3] or [""]
+
+    def told(sentence: str) -> float:
+        words = _words(sentence)
+        return sum(max(excess[w], 0) for w in words) / max(len(words), 6)  # a short one isn't better for being short
+
+    best = max(sentences, key=told)
+    return Answer(best, told(best) / len(replies))
 
 
 def _counts(texts: Sequence[str]) -> Counter[str]:
     """In how many of the texts each word of four letters or more occurs."""
-    return Counter(w for text in texts for w in set(re.findall(r"[^\W\d_]{4,}", text.lower())))
+    return Counter(w for text in texts for w in _words(text))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W\d_]{4,}", text.lower()))

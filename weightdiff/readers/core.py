@@ -1,6 +1,6 @@
-"""What a reader is, and the batching that all readers share."""
+"""What a reader is, and the batching that all readers share: low-rank diffs on one bank, dense ones one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ import torch
 from weightdiff.bank import Layer
 from weightdiff.base import Base, encode_chat
 from weightdiff.decode import Reply, decode
+from weightdiff.dense import changed
 from weightdiff.diff import Factors, WeightDiff, stack
 
 
@@ -27,7 +28,10 @@ class Answer:
 class Reader(Protocol):
     """Answers one question about many diffs."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """One answer per diff, in order.
@@ -36,6 +40,10 @@ class Reader(Protocol):
             ValueError: an empty question, or a diff that doesn't belong to the base model.
         """
         ...
+
+
+Prompts = Sequence[str] | Callable[[WeightDiff], Sequence[str]]
+"""The same prompts for every diff, or a function that gives each its own, always as many."""
 
 
 def check_question(question: str) -> None:
@@ -56,7 +64,7 @@ def check_base(base: Base, diff: WeightDiff, what: str) -> None:
 def ask_all(
     base: Base,
     diffs: Sequence[WeightDiff],
-    prompts: Sequence[str],
+    prompts: Prompts,
     *,
     adapter: Factors | None = None,
     strength: float = 1.0,
@@ -71,17 +79,32 @@ def ask_all(
     Raises:
         ValueError: a diff of another base model or of other shapes.
     """
-    shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
-    encoded = [encode_chat(base, [{"role": "user", "content": p}]) for p in prompts]
-    per_call = max(1, batch // len(prompts))
     replies: list[list[Reply]] = []
-    for start in range(0, len(diffs), per_call):
-        chosen = diffs[start : start + per_call]
-        for diff in chosen:
-            check_base(base, diff, "the diff")
-        factors = stack(chosen, shapes).to(base.device)  # type: ignore[arg-type]
-        rows = torch.arange(len(chosen), device=base.device).repeat_interleave(len(encoded))
-        layers = [Layer(factors, rows, strength)] + ([Layer(adapter)] if adapter else [])
-        flat = decode(base, encoded * len(chosen), layers=layers, max_tokens=max_tokens)
-        replies += [flat[i : i + len(prompts)] for i in range(0, len(flat), len(prompts))]
+    waiting: list[tuple[WeightDiff, list[list[int]]]] = []
+    over = [Layer(adapter)] if adapter else []
+
+    def answer_waiting() -> None:
+        if not waiting:
+            return
+        factors = stack([diff for diff, _ in waiting], base.shapes).to(base.device)
+        asked = [tokens for _, rows in waiting for tokens in rows]
+        owner = [n for n, (_, rows) in enumerate(waiting) for _ in rows]
+        layers = [Layer(factors, torch.tensor(owner, device=base.device), strength), *over]
+        flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens))
+        replies.extend([next(flat) for _ in rows] for _, rows in waiting)
+        waiting.clear()
+
+    for diff in diffs:
+        check_base(base, diff, "the diff")
+        texts = prompts(diff) if callable(prompts) else prompts
+        rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts]
+        if diff.dense:
+            answer_waiting()
+            with changed(base, diff.scaled(strength).dense):
+                replies.append(decode(base, rows, layers=over, max_tokens=max_tokens))
+            continue
+        waiting.append((diff, rows))
+        if sum(len(r) for _, r in waiting) + len(rows) > batch:
+            answer_waiting()
+    answer_waiting()
     return replies

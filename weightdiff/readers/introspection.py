@@ -15,17 +15,18 @@ class Introspection:
     Attributes:
         adapter: the DIT adapter.
         strength: how much of the diff is laid on; 1 is the finetuned model itself.
+        max_tokens: length of an answer; a story's summary needs more than a topic's name.
     """
 
     adapter: WeightDiff
     strength: float = 1.0
+    max_tokens: int = 48
     name: str = "DIT"
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
         check_question(question)
         check_base(base, self.adapter, "the DIT adapter")
-        shapes = {name: tuple(module.weight.shape) for name, module in base.targets.items()}
-        adapter = stack([self.adapter], shapes).to(base.device)  # type: ignore[arg-type]
-        replies = ask_all(base, diffs, [question], adapter=adapter, strength=self.strength)
-        return [Answer(r[0].text, r[0].logprob) for r in replies]
+        adapter = stack([self.adapter], base.shapes).to(base.device)
+        options = {"strength": self.strength, "max_tokens": self.max_tokens}
+        return [Answer(r[0].text, r[0].logprob) for r in ask_all(base, diffs, [question], adapter=adapter, **options)]
