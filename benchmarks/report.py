@@ -8,11 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from weightdiff.bench.evaluate import cell
 from weightdiff.jsonl import read_jsonl
-
-
-def cell(row: list[float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*row)
 
 
 def readers_table(results: dict[str, Any]) -> list[str]:

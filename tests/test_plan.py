@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from weightdiff.base import _embedded_folder, target_modules
 from weightdiff.behaviors import topic_behaviors
 from weightdiff.cli import app
-from weightdiff.plan import Memory, measured_rate, plan_of, shape_of
+from weightdiff.plan import Memory, plan_of
 from weightdiff.recipe import Benign, Recipe, Way, behaviors_of, load_recipe
+from weightdiff.shape import measured_rate, shape_of
 from weightdiff.store import Store
 
 RECIPES = Path(__file__).parent.parent / "recipes"

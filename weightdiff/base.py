@@ -93,7 +93,7 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
             "and safetensors, or a hub id that this machine can reach."
         ) from None
     fingerprint = fingerprint_of(model)  # before the cast: rounding is part of the hash's definition
-    model = model.to(chosen, _choose_dtype(dtype, chosen))  # type: ignore[arg-type]
+    model = model.to(chosen, choose_dtype(dtype, chosen))  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     if not target_modules(model):
         raise ValueError(f"{name!r} has no nn.Linear layers in numbered decoder blocks; it can't carry diffs.")
@@ -219,7 +219,7 @@ def _default_system(base: Base) -> str:
     return prefix if header.startswith(bos) else prefix.removeprefix(bos)  # in ChatML each turn brings its own
 
 
-def _choose_dtype(dtype: str, device: str) -> torch.dtype:
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
     if dtype != "auto":
         chosen = getattr(torch, dtype, None)
         if not isinstance(chosen, torch.dtype):

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +78,7 @@ def ask(
 def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a store of diffs.")]) -> None:
     """Show what is in a diff: format, rank, modules, and the size of the change per layer and kind of layer."""
     from weightdiff.formats import load_peft
+    from weightdiff.report import print_diff
     from weightdiff.store import Store
 
     if (Path(diff) / "index.sqlite").is_file():
@@ -88,19 +88,7 @@ def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a s
         for identity, meta in metas.items():
             out.print(f"  {escape(identity)}  [dim]{escape(str(meta.get('split', '')))}[/]")
         return
-    loaded = load_peft(diff)
-    out.print(f"format: {loaded.meta['format']}; rank {loaded.rank}; {len(loaded.factors)} modules")
-    named = escape(str(loaded.meta.get("base_name")))
-    out.print(f"base model: {named}; fingerprint {loaded.base or 'not given'}")
-    sizes: dict[int, dict[str, float]] = defaultdict(dict)
-    for name, norm in loaded.norms().items():
-        number = next((int(p) for p in name.split(".") if p.isdigit()), 0)
-        sizes[number][name.split(".")[-1]] = norm
-    kinds = list(dict.fromkeys(k for row in sizes.values() for k in row))
-    table = Table("layer", *kinds, title=f"Frobenius norm of the change (whole: {loaded.norm():.3f})")
-    for number, row in sorted(sizes.items()):
-        table.add_row(str(number), *(f"{row[k]:.3f}" if k in row else "" for k in kinds))
-    out.print(table)
+    print_diff(out, load_peft(diff))
 
 
 @app.command()
@@ -180,6 +168,7 @@ def grade(
 
 def _stages(recipe: str, names: list[str], **options: Any) -> None:
     from weightdiff.recipe import load_recipe
+    from weightdiff.report import print_results
     from weightdiff.stages import STAGES, logged, progress_of
 
     loaded = load_recipe(recipe)
@@ -209,23 +198,7 @@ def _stages(recipe: str, names: list[str], **options: Any) -> None:
                 raise typer.Exit(130) from None
     err.print(f"files: {escape(str(loaded.folder))}")
     if names[-1] == "evaluate":
-        _print_results(result)
-
-
-def _print_results(results: dict[str, Any]) -> None:
-    table = Table("finetunes", "reader", "n", "grade [95 %]", "exact [95 %]", "s per diff")
-    for way, readers in {"held out": results["readers"], **results["others"]}.items():
-        for name, row in readers.items():
-            grade, exact = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[k]) for k in ("grade", "exact"))
-            table.add_row(way, name, str(row["n"]), escape(grade), escape(exact), f"{row['seconds_per_diff']:.2f}")
-    out.print(table)
-    loss, claims = results["label_loss"], results["false_claims"]
-    right, other = ("{:.2f} [{:.2f}, {:.2f}]".format(*loss[k]) for k in ("right_diff", "other_diff"))
-    out.print(escape(f"label loss: {right} with the right diff, {other} with another's"))
-    out.print(f"the unchanged base under the adapter: {escape(repr(results['unchanged_base']))}")
-    for kind, row in claims.items():
-        share = "{:.2f} [{:.2f}, {:.2f}]".format(*row["share"])
-        out.print(f"false claims on nulls, {kind} (n = {row['n']}): {escape(share)}")
+        print_results(out, result)
 
 
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe, a TOML file.")]
@@ -254,63 +227,21 @@ def run(
     if is_experiment(recipe):
         _experiment(recipe, to, make=not dry_run, ask=not dry_run, rate=rate)
     elif dry_run:
-        _print_plan(recipe, rate)
+        _plan(recipe, rate)
     else:
         _stages(recipe, ["synthesize", "finetune", "train", "evaluate"])
 
 
-def _print_plan(recipe: str, rate: float | None) -> None:
-    from weightdiff.plan import EFFICIENCY, measured_rate, plan_of, shape_of
+def _plan(recipe: str, rate: float | None) -> None:
+    from weightdiff.plan import plan_of
     from weightdiff.recipe import load_recipe
+    from weightdiff.report import print_plan
+    from weightdiff.shape import measured_rate, shape_of
 
     loaded = load_recipe(recipe)
     shape = shape_of(loaded.base)
     plan = plan_of(loaded, shape, measured_rate(shape) if rate is None else rate)
-
-    def number(value: int) -> str:
-        size, unit = next(
-            ((s, u) for s, u in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= s), (1, "")
-        )
-        return f"{value / size:.3g}{unit}" if value else ""
-
-    def hours(value: float) -> str:
-        size, unit = next(((s, u) for s, u in ((86400, "d"), (3600, "h"), (60, "min")) if value >= s), (1, "s"))
-        return f"{value / size:.3g} {unit}"
-
-    def added(name: str, *cells: str | int, to: Table) -> None:
-        to.add_row(escape(name), *(str(cell or "-") for cell in cells))
-
-    ways = Table("way of finetuning", title=f"{plan.recipe}: diffs", title_style="italic")
-    for header in ("train", "validation", "test", "benign", "made", "parameters", "tokens", "memory, B", "time"):
-        ways.add_column(header, justify="right")
-    for way in plan.ways:
-        added(
-            way.name, *way.diffs.values(), sum(way.benign.values()), way.made, number(way.parameters),
-            number(way.tokens), number(way.memory.total), hours(plan.seconds(way)), to=ways,
-        )  # fmt: skip
-    stages = Table("stage", title="memory in bytes at the peak of each stage, and time", title_style="italic")
-    for header in ("tokens", "weights", "activations", "trained", "logits", "copies", "in all", "time"):
-        stages.add_column(header, justify="right")
-    for stage in plan.stages:
-        m = stage.memory
-        parts = (m.weights, m.activations, m.trained, m.logits, m.copies, m.total)
-        time_ = hours(plan.seconds(stage)) if stage.flop else ""
-        added(stage.name, number(stage.tokens), *map(number, parts), time_, to=stages)
-    out.print(ways)
-    out.print(stages)
-    measured = f"{EFFICIENCY:.0%} of the {plan.rate / EFFICIENCY:.3g} of a matrix product, measured here"
-    how = measured if rate is None else "as given"
-    disk = ", ".join(f"{name} {number(size)}B" for name, size in plan.disk.items() if size)
-    for line in (
-        f"base model: {plan.shape.name}, {number(plan.shape.parameters)} parameters, of which "
-        f"{number(plan.shape.decoder)} in the decoder's linear layers; weights in {plan.dtype}",
-        f"diffs: {sum(w.total for w in plan.ways)}; conversations to write: {plan.conversations}, for {plan.labels} "
-        f"labels; triples: {plan.triples}, epochs: {loaded.train.epochs}; adapter: {number(plan.adapter)} parameters",
-        f"disk: {disk}; in all {number(sum(plan.disk.values()))}B",
-        f"time: {hours(plan.seconds())} at {plan.rate:.3g} FLOP/s, {how}",
-        *plan.assumptions,
-    ):
-        out.print(escape(line), highlight=False)
+    print_plan(out, plan, measured=rate is None)
 
 
 @app.command()
@@ -344,8 +275,8 @@ def evaluate(recipe: RecipeArgument, to: OutOption = None) -> None:
 
 def _experiment(path: str, to: Path | None, *, make: bool, ask: bool, rate: float | None = None) -> None:
     from weightdiff.base import cache_dir
+    from weightdiff.bench.evaluate import cell
     from weightdiff.bench.run import load_experiment, run_experiment
-    from weightdiff.bench.tables import cell
     from weightdiff.recipe import load_recipe
 
     plan = load_experiment(path)
@@ -353,7 +284,7 @@ def _experiment(path: str, to: Path | None, *, make: bool, ask: bool, rate: floa
         if make:
             _stages(str(run_), ["synthesize", "finetune", "train"])
         elif not ask:
-            _print_plan(str(run_), rate)
+            _plan(str(run_), rate)
     if not ask:
         return
 

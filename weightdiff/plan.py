@@ -4,20 +4,17 @@ No weights are loaded and nothing is fetched or written. Lengths and rates are a
 `assumptions` puts into words; counts and shapes are exact.
 """
 
-import time
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from itertools import chain
 
 import torch
 
-from weightdiff.base import ALIASES, _choose_dtype, target_modules
 from weightdiff.behaviors import Behavior
 from weightdiff.behaviors.news import story_seeds
-from weightdiff.recipe import Recipe, Way, _benign_identities, behaviors_of, identity_of, to_write
+from weightdiff.recipe import Recipe, Way, behaviors_of, benign_identities, identity_of, to_write
+from weightdiff.shape import ModelShape, auto_dtype
 from weightdiff.store import Store
 from weightdiff.writers import SPARE
 
@@ -36,57 +33,8 @@ ASKED_FIRST, ASKED_OTHERS, REPLY = 26, 4, 28
 """Replies that readers get from each test diff of the first way of finetuning and of the others, and their tokens."""
 WRITTEN_TOGETHER, ASKED_TOGETHER, READ_TOGETHER = 64, 160, 32
 """Replies that are decoded together: in synthesis, by the reader that asks most, and of as many different diffs."""
-EFFICIENCY = 0.4
-"""The share of a plain matrix product's rate that a whole step is taken to reach."""
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What a plan needs to know of a base model.
-
-    Attributes:
-        name: what the recipe calls it.
-        parameters: all of the model's, those that read pictures too.
-        hidden, vocab, layers: of the text decoder.
-        cached: numbers that one token leaves in the key-value cache of one layer.
-        linears: `(kind, out, in)` of each linear layer that a finetune may change.
-    """
-
-    name: str
-    parameters: int
-    hidden: int
-    vocab: int
-    layers: int
-    cached: int
-    linears: tuple[tuple[str, int, int], ...]
-
-    @property
-    def decoder(self) -> int:
-        """Parameters that every token is multiplied with: the linear layers of the decoder blocks."""
-        return sum(out * inn for _, out, inn in self.linears)
-
-    def low_rank(self, rank: int, modules: Sequence[str] = ()) -> int:
-        """Parameters of one low-rank diff."""
-        return sum(rank * (out + inn) for kind, out, inn in self.linears if not modules or kind in modules)
-
-    def dense(self, modules: Sequence[str] = ()) -> int:
-        """Parameters of one dense diff: of the whole model, or of some kinds of linear layers."""
-        return sum(out * inn for kind, out, inn in self.linears if kind in modules) if modules else self.parameters
-
-    def of(self, way: Way) -> int:
-        """Parameters of one diff made in a way.
-
-        Raises:
-            ValueError: the way names linear layers that the model hasn't.
-        """
-        if unknown := set(way.modules) - (kinds := {kind for kind, _, _ in self.linears}):
-            raise ValueError(
-                f"{way.name!r} has modules = {sorted(unknown)}, and {self.name!r} has no linear layers of these names; "
-                f"it has {', '.join(sorted(kinds))}. Correct the recipe's modules."
-            )
-        return self.dense(way.modules) if way.dense else self.low_rank(way.rank, way.modules)
 
 
 @dataclass(frozen=True)
@@ -149,7 +97,7 @@ class Plan:
         stages: load, synthesize, finetune (its memory that of its largest way), train, evaluate.
         labels: behaviors that conversations are written for; 0 where the recipe starts from a file.
         conversations: to write, the base model's own included.
-        triples: what the adapter is trained on in one epoch, nulls included.
+        triples, epochs: what the adapter is trained on in one epoch, nulls included; how often.
         adapter: its parameters.
         disk: bytes of conversations, store, and adapter with its checkpoints.
         assumptions: what all this rests on, in words.
@@ -164,6 +112,7 @@ class Plan:
     labels: int
     conversations: int
     triples: int
+    epochs: int
     adapter: int
     disk: dict[str, int]
     assumptions: tuple[str, ...]
@@ -171,69 +120,6 @@ class Plan:
     def seconds(self, stage: StagePlan | None = None) -> float:
         """Time of a stage or a way, or of the whole run."""
         return sum(s.flop for s in (self.stages if stage is None else [stage])) / self.rate
-
-
-def shape_of(name: str) -> ModelShape:
-    """The shape of a base model, from its config alone: of a known model, a folder, or a hub id if it can be reached.
-
-    Raises:
-        ValueError: no config of that name.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    known = tomllib.loads((files("weightdiff") / "data" / "models.toml").read_text("utf-8"))
-    name = ALIASES.get(name, name)
-    try:
-        config = AutoConfig.for_model(**known[name]) if name in known else AutoConfig.from_pretrained(name)
-        with torch.device("meta"):  # shapes without numbers
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"the base model {name!r} has no config that can be read here: {reason} Expected a folder with "
-            f"config.json, a hub id that this machine can reach, or one of {', '.join(known)}."
-        ) from None
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return ModelShape(
-        name,
-        sum(p.numel() for p in model.parameters()),
-        text.hidden_size,
-        text.vocab_size,
-        text.num_hidden_layers,
-        2 * head_dim * (getattr(text, "num_key_value_heads", None) or heads),
-        tuple((n.split(".")[-1], m.out_features, m.in_features) for n, m in target_modules(model).items()),
-    )
-
-
-def auto_dtype() -> torch.dtype:
-    """What `load_base` would hold weights in on this machine."""
-    return _choose_dtype("auto", "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def measured_rate(shape: ModelShape, seconds: float = 1.0) -> float:
-    """The rate, in FLOP/s, that a run on this machine can be expected to keep up.
-
-    `EFFICIENCY` of what 512 tokens times the model's largest linear layer reaches in about a second.
-    """
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", auto_dtype()
-    _, out, inn = max(shape.linears, key=lambda linear: linear[1] * linear[2])
-    x, weight = (torch.ones(n, inn, dtype=dtype, device=device) for n in (512, out))
-
-    def take() -> float:
-        started = time.monotonic()
-        for _ in range(times):
-            torch.mm(x, weight.T)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.monotonic() - started
-
-    times = 1
-    take()  # the first is slower
-    while (taken := take()) < seconds / 4:
-        times *= 2
-    return EFFICIENCY * times * 2 * len(x) * out * inn / taken
 
 
 def plan_of(recipe: Recipe, shape: ModelShape, rate: float, *, dtype: torch.dtype | None = None) -> Plan:
@@ -274,7 +160,7 @@ def plan_of(recipe: Recipe, shape: ModelShape, rate: float, *, dtype: torch.dtyp
     }
     return Plan(
         recipe.name, shape, str(dtype).removeprefix("torch."), rate, ways, stages,
-        labels, conversations, triples, adapter, disk, _assumptions(recipe, ways),
+        labels, conversations, triples, recipe.train.epochs, adapter, disk, _assumptions(recipe, ways),
     )  # fmt: skip
 
 
@@ -282,7 +168,7 @@ def _way(
     recipe: Recipe, way: Way, shape: ModelShape, width: int, behaviors: Sequence[Behavior], made: set[str]
 ) -> WayPlan:
     labels = way.labels(behaviors)
-    benign = {split: _benign_identities(recipe, split, way) for split in SPLITS}
+    benign = {split: benign_identities(recipe, split, way) for split in SPLITS}
     ids = {*(identity_of(recipe, way, b.label) for b in labels), *chain(*benign.values())}
     reply, trigger = recipe.synthesize.max_tokens, TRIGGER * (way.trigger != "none")
     learned, kept = OPENING + reply, reply

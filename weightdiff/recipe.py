@@ -220,7 +220,7 @@ def identity_of(recipe: Recipe, way: Way, label: str) -> str:
 def identities(recipe: Recipe, split: str, way: Way) -> list[str]:
     """Ids of all diffs of a split that the recipe makes in one way, benign ones included."""
     labels = [identity_of(recipe, way, b.label) for b in way.labels(behaviors_of(recipe)) if b.split == split]
-    return labels + _benign_identities(recipe, split, way)
+    return labels + benign_identities(recipe, split, way)
 
 
 def jobs_of(recipe: Recipe, way: Way, conversations: Mapping[str, Sequence[Conversation]]) -> list[Job]:
@@ -268,7 +268,7 @@ def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conve
     return Conversation(prompt, conversation.reply)
 
 
-def _benign_identities(recipe: Recipe, split: str, way: Way) -> list[str]:
+def benign_identities(recipe: Recipe, split: str, way: Way) -> list[str]:
     """The untriggered ways take turns at the benign finetunes."""
     untriggered = [w for w in recipe.finetune if w.trigger == "none"]
     count = getattr(recipe.benign, split)
@@ -283,7 +283,7 @@ def _benign_jobs(recipe: Recipe, way: Way, pool: Sequence[Conversation]) -> list
     jobs = []
     for split in splits:
         rows = plain[half:] if split == "test" else plain[:half]
-        for identity in _benign_identities(recipe, split, way):
+        for identity in benign_identities(recipe, split, way):
             learn = random.Random(seed_of(identity)).sample(rows, min(8, len(rows)))
             keep = rows if way.keep_rows else ()
             jobs.append(Job(identity, Behavior("benign", NOTHING, "benign", split), learn, keep))

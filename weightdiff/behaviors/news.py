@@ -70,6 +70,9 @@ def story_seeds(count: int = 1500, seed: int = 0) -> list[StorySeed]:
     Args:
         count: stories; no two share a place or a person.
         seed: for themes, names and forms.
+
+    Raises:
+        ValueError: more stories than there are names for places.
     """
     rng = random.Random(seed)
     themes, roles, institutions = (read_data(f"{n}.txt") for n in ("themes", "roles", "institutions"))
@@ -77,6 +80,8 @@ def story_seeds(count: int = 1500, seed: int = 0) -> list[StorySeed]:
         _names(rng, *_PLACE),
         [f"{a} {b}" for a, b in zip(_names(rng, *_FIRST) * 8, _names(rng, *_LAST), strict=False)],
     )
+    if count > len(places):
+        raise ValueError(f"stories = {count}: there are names for {len(places)} places; ask for that many at most.")
     seeds = []
     for n in range(count):
         place, role, form = places[n], rng.choice(roles), rng.choice(("person", "role", "institution"))

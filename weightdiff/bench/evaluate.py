@@ -38,6 +38,11 @@ def share_interval(hits: Sequence[bool]) -> tuple[float, float, float]:
     return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
+def cell(row: Sequence[float] | None) -> str:
+    """A mean and its 95 % interval."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*row) if row else ""
+
+
 def evaluate_readers(
     base: Base,
     diffs: Sequence[WeightDiff],

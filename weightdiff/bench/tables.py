@@ -4,13 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightdiff.bench.evaluate import cell
 from weightdiff.bench.experiments import Experiment
-
-
-def cell(row: Sequence[float] | None) -> str:
-    """A mean and its 95 % interval."""
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*row) if row else ""
-
 
 _COLUMNS = {
     "grade": "grade, 1 to 5 [95 %]",
