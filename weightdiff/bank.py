@@ -63,6 +63,8 @@ def lay_over(targets: Mapping[str, nn.Linear], layers: Sequence[Layer]) -> Itera
 
 
 Add = Callable[[Tensor, Tensor], Tensor]
+_LONG = 8
+"""Rows of one diff on end from which a product of its own for each diff costs less than one batched product."""
 Run = tuple[int, int, int]
 """A diff's index, and the first and the last row (exclusive) of a stretch of rows that take it."""
 
@@ -86,9 +88,6 @@ def _runs(layer: Layer) -> list[Run] | None:
         return None
     ends = counts.cumsum(0).tolist()
     return list(zip(values.tolist(), [0, *ends[:-1]], ends, strict=True))
-
-
-_LONG = 8
 
 
 def _adder(layer: Layer, runs: list[Run] | None, name: str) -> Add | None:

@@ -79,9 +79,9 @@ def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a s
     """Show what is in a diff: format, rank, modules, and the size of the change per layer and kind of layer."""
     from weightdiff.formats import load_peft
     from weightdiff.report import print_diff
-    from weightdiff.store import Store
+    from weightdiff.store import Store, is_store
 
-    if (Path(diff) / "index.sqlite").is_file():
+    if is_store(diff):
         store = Store(Path(diff))
         metas = store.metas()
         out.print(f"store of {len(metas)} diffs; base fingerprint {store.base}")

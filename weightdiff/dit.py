@@ -6,7 +6,6 @@ or smaller than the training ones are read too.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from weightdiff.atomic import replacing
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
@@ -188,10 +188,9 @@ def _named(factors: Factors) -> dict[str, torch.Tensor]:
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     try:
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {path}: {error}. Is there space and permission?") from None
 

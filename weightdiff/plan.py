@@ -15,7 +15,7 @@ from weightdiff.behaviors import Behavior
 from weightdiff.behaviors.news import story_seeds
 from weightdiff.recipe import Recipe, Way, behaviors_of, benign_identities, identity_of, to_write
 from weightdiff.shape import ModelShape, auto_dtype
-from weightdiff.store import Store
+from weightdiff.store import Store, is_store
 from weightdiff.writers import SPARE
 
 PROMPT, TRIGGER, OPENING = 20, 10, 12
@@ -261,7 +261,7 @@ def _decoding(shape: ModelShape, width: int, rows: int, length: int, copies: int
 def _made(recipe: Recipe) -> set[str]:
     """Ids of the diffs that the run's store holds already."""
     folder = recipe.folder / "diffs"
-    return set(Store(folder).metas()) if (folder / "index.sqlite").exists() else set()
+    return set(Store(folder).metas()) if is_store(folder) else set()
 
 
 def _assumptions(recipe: Recipe, ways: Iterable[WayPlan]) -> tuple[str, ...]:

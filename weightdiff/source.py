@@ -6,7 +6,7 @@ from pathlib import Path
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import load_peft
 from weightdiff.lazy import Lazy
-from weightdiff.store import Store
+from weightdiff.store import Store, is_store
 
 
 def open_diffs(sources: Sequence[str]) -> tuple[list[str], Lazy[WeightDiff]]:
@@ -22,9 +22,9 @@ def open_diffs(sources: Sequence[str]) -> tuple[list[str], Lazy[WeightDiff]]:
     diffs: Lazy[WeightDiff] = Lazy([])
     for source in sources:
         # The first # after a store's path ends it; an id may hold further ones.
-        cuts = [i for i, c in enumerate(source) if c == "#" and (Path(source[:i]) / "index.sqlite").is_file()]
+        cuts = [i for i, c in enumerate(source) if c == "#" and is_store(source[:i])]
         folder, identity = (source[: cuts[0]], source[cuts[0] + 1 :]) if cuts else (source, "")
-        if (Path(folder) / "index.sqlite").is_file():
+        if is_store(folder):
             store = Store(Path(folder))
             ids = [identity] if identity else list(store.metas())
             if not ids:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import evaluate_readers, false_claims, null_table
@@ -203,9 +204,8 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress, say: Say = prin
         "train_diffs_planned": adapter.meta["train_diffs_planned"],
         "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
     }
-    temporary = recipe.folder / "results.tmp"
-    temporary.write_text(json.dumps(results, indent=2))
-    os.replace(temporary, recipe.folder / "results.json")
+    with replacing(recipe.folder / "results.json") as path:
+        path.write_text(json.dumps(results, indent=2))
     return results
 
 

@@ -6,7 +6,6 @@ shard that was being written when the process died is simply not there.
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from weightdiff.atomic import replacing
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.lazy import Lazy
 
@@ -24,6 +24,11 @@ _SCHEMA = """
 create table if not exists diffs (id text primary key, shard text not null, row integer not null, meta text not null);
 create table if not exists facts (key text primary key, value text not null);
 """
+
+
+def is_store(path: str | Path) -> bool:
+    """Is this folder a store of diffs?"""
+    return (Path(path) / "index.sqlite").is_file()
 
 
 class Store:
@@ -39,7 +44,7 @@ class Store:
 
     def __init__(self, path: Path, base: str | None = None):
         self.path = Path(path)
-        if base is None and not (self.path / "index.sqlite").exists():
+        if base is None and not is_store(path):
             raise ValueError(f"{path} is no store of diffs: index.sqlite is missing. Make one with finetune.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -77,12 +82,10 @@ class Store:
             shapes = {k: (b.shape[0], a.shape[1]) for d in diffs for k, (a, b) in d.factors.items()}
             stacked = stack(diffs, shapes).to("cpu", dtype)
             tensors = {f"{k}.A": v for k, v in stacked.a.items()} | {f"{k}.B": v for k, v in stacked.b.items()}
-        temporary = self.path / f"{name}.{os.getpid()}.tmp"
         try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-            os.replace(temporary, self.path / name)
+            with replacing(self.path / name) as temporary:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
             raise ValueError(
                 f"cannot write to the store {self.path}: {error}. Is there space and permission?"
             ) from None
@@ -114,19 +117,14 @@ class Store:
             ValueError: an id isn't in the store.
         """
         have = self.metas()
-        for identity in ids or ():
-            if identity not in have:
-                raise ValueError(
-                    f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them."
-                )
+        if unknown := [i for i in ids or () if i not in have]:
+            raise self._missing(unknown[0])
         return Lazy([partial(self._load_one, i) for i in (have if ids is None else ids)])
 
     def _load_one(self, identity: str) -> WeightDiff:
         found = self._index.execute("select shard, row, meta from diffs where id = ?", (identity,)).fetchone()
         if found is None:
-            raise ValueError(
-                f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them."
-            )
+            raise self._missing(identity)
         shard, row, meta = found
         try:
             with safe_open(self.path / shard, "pt") as file:
@@ -142,3 +140,8 @@ class Store:
                 "that makes its diffs anew."
             ) from None
         return WeightDiff(factors, self.base, json.loads(meta), dense)
+
+    def _missing(self, identity: str) -> ValueError:
+        return ValueError(
+            f"the store {self.path} has no diff {identity!r}; `weightdiff inspect {self.path}` lists them."
+        )

@@ -4,13 +4,13 @@ Every reader gets the same diffs, the same question and the same judge.
 """
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightdiff.atomic import replacing
 from weightdiff.base import Base
 from weightdiff.behaviors.topic import NOTHING
 from weightdiff.diff import WeightDiff, noise_like, shuffled, stack
@@ -90,9 +90,8 @@ def evaluate_readers(
             }
             lines.append(json.dumps(record | {"exact": grade.exact, "confidence": answer.confidence}))
         progress(number, len(readers), seconds)
-    temporary = answers.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, answers)
+    with replacing(answers) as path:
+        path.write_text("\n".join(lines) + "\n")
     return {"readers": table}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import lzma
-import os
 import tomllib
 from collections.abc import Callable
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from weightdiff.atomic import replacing
 from weightdiff.base import Base, cache_dir
 from weightdiff.bench.experiments import EXPERIMENTS, Bench, Experiment
 from weightdiff.bench.rows import Rows, Run
@@ -135,6 +135,5 @@ def _guesser(base: Base, plan: Experiment) -> ChatModel | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

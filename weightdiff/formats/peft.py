@@ -4,7 +4,6 @@ What PEFT has no field for (base fingerprint, question, label, scores) goes besi
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from weightdiff.atomic import replacing
 from weightdiff.diff import WeightDiff
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "weightdiff.json"
@@ -96,22 +96,14 @@ def save_peft(diff: WeightDiff, folder: str | Path, *, base_name: str, dtype: to
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Weights last: a folder without them is plainly unfinished.
-        _replace(folder / CONFIG, lambda p: p.write_text(json.dumps(config, indent=2)))
-        _replace(folder / BESIDE, lambda p: p.write_text(json.dumps(diff.meta | {"base": diff.base}, indent=2)))
-        _replace(folder / WEIGHTS, lambda p: save_file(tensors, p, {"format": "pt"}))
+        with replacing(folder / CONFIG) as path:
+            path.write_text(json.dumps(config, indent=2))
+        with replacing(folder / BESIDE) as path:
+            path.write_text(json.dumps(diff.meta | {"base": diff.base}, indent=2))
+        with replacing(folder / WEIGHTS) as path:
+            save_file(tensors, path, {"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {folder}: {error}. Is there space and permission?") from None
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read_json(path: Path) -> dict[str, Any]:
