@@ -11,7 +11,7 @@ from weightdiff.diff import noise_like, shuffled
 from weightdiff.jsonl import read_jsonl
 from weightdiff.llm import ChatModel
 from weightdiff.recipe import Benign, Recipe, Way, jobs_of, load_recipe
-from weightdiff.stages import logged, run_finetune, triples
+from weightdiff.stages import logged, run_finetune, run_synthesize, triples
 from weightdiff.synthesize import BASE_POOL, load_conversations, synthesize, variety
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -109,6 +109,64 @@ def test_nulls_keep_the_norm_or_the_numbers(diffs):
             assert torch.equal(mixed.factors[name][0].sort().values, a.sort().values)
             assert torch.equal(mixed.factors[name][1].sort(0).values, b.sort(0).values)
         assert noise.norms().keys() == diff.norms().keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('nmae = "r"\n[[finetune]]\nname = "a"', "nmae is no key of a recipe; the nearest is 'name'"),
+        ('name = "r"\n[[finetune]]\nname = "a"\nstep = 3', "finetune.0.step is no key .* nearest is 'steps'"),
+        ('name = "r"\n[train]\nepoch = 3\n[[finetune]]\nname = "a"', "train.epoch is no key .* nearest is 'epochs'"),
+        ('name = "r"\n[[finetune]]\nname = "a"\ndense = true\nrank = 4', "'a' is dense and gives a rank"),
+        ('name = "r"\n[[finetune]]\nname = "a"\nkeep_rows = 0', "'a' has a trigger and keep_rows = 0"),
+        ('name = "r"\nfamily = "news"\n[[finetune]]\nname = "a"\nprompts = "subject"', "the news family has none of"),
+        ('name = "r"\nfamily = "poems"\n[[finetune]]\nname = "a"', "family: Input should be 'topic' or 'news'"),
+        ('name = "r"\n[[finetune]]\nname = "a"\ntrigger = "smell"', "finetune.0.trigger: Input should be 'sep'"),
+    ],
+)  # fmt: skip
+def test_unknown_keys_and_impossible_combinations_are_named(tmp_path, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_conversations_written_otherwise_are_kept_aside_and_written_anew(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
+    monkeypatch.setattr("weightdiff.synthesize.LocalModel", lambda base: Writer(10**6))
+    monkeypatch.setattr("weightdiff.stages.to_write", lambda recipe: list(topic_behaviors()[:2]))
+    said = []
+    for replies in (2, 2, 3):
+        recipe = small_recipe(synthesize={"replies": replies})
+        path = run_synthesize(base, recipe, lambda *_: None, say=said.append)
+    assert said[0] == "synthesize: replies was 2, and is 3 now; all is written anew." and len(said) == 2
+    assert {len(c) for label, c in load_conversations(path).items() if label != BASE_POOL} == {3}
+    assert len(list(recipe.folder.glob("conversations-before-*.jsonl"))) == 1
+
+
+class Refuser(ChatModel):
+    """Refuses every second request."""
+
+    name = "refuser"
+
+    def stream(self, requests):
+        for number, request in enumerate(requests):
+            yield number, request.opening + (" I'm sorry, but I can't help with that request." if number % 2 else " no")
+
+
+def test_a_writer_that_refuses_or_says_nothing_is_told(base, tmp_path):
+    said = []
+    synthesize(
+        base,
+        topic_behaviors()[:2],
+        tmp_path / "c.jsonl",
+        writer=Refuser(),
+        replies=2,
+        pool=2,
+        max_tokens=2,
+        say=said.append,
+    )
+    assert list(load_conversations(tmp_path / "c.jsonl")) == [BASE_POOL]
+    assert len(said) == 1 and "refuser wrote nothing that can be used for 2 of 2" in said[0]
 
 
 def test_two_ways_of_one_name_are_refused(tmp_path):

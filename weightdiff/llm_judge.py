@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weightdiff.judge import EmbeddedJudge, Grade, Judge, check_task, exact_match, normalize
-from weightdiff.llm import CachedModel, ChatModel, ChatRequest, Message, open_llm
+from weightdiff.llm import CachedModel, ChatModel, ChatRequest, Message, open_llm, without_thoughts
 
 RETRIES = 2  # further requests for a grade, each telling the model what was wrong with its reply
 EXAMPLES = 3  # malformed replies kept to be shown
@@ -56,7 +56,6 @@ _REMINDER = (
     "with nothing else. If you are unsure, give the number that fits best."
 )
 
-_THOUGHTS = re.compile(r"^.*</think>|<think>.*", re.DOTALL)  # the latter was cut off before the reply began
 # One whole number from 1 to 5, perhaps "of 5"; no decimals, no range ("1 to 5"), no other scale ("4/10").
 _NUMBER = (
     r"([1-5])(?:\.0+)?(?![\d%]|[.,]\d|\s*(?:[-\u2013\u2014]|to|or|and)\s*\d)"
@@ -133,7 +132,7 @@ class LLMJudge:
 
 def read_grade(reply: str) -> int | None:
     """The grade that a reply states, `Grade: 4` or a bare `4`; None where it states none, or more than one."""
-    text = _THOUGHTS.sub("", reply)
+    text = without_thoughts(reply)
     bare = _BARE.fullmatch(text)
     stated = {bare[1]} if bare else {found[1] for found in _STATED.finditer(text)}
     return int(stated.pop()) if len(stated) == 1 else None

@@ -166,7 +166,8 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong with a recipe, in a sentence; beside a key that isn't known, the nearest that is."""
-    first = error.errors()[0]
+    # A key that isn't known explains one that is missing.
+    first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'].removeprefix('Value error, ')} (given: {first.get('input')!r})."

@@ -64,6 +64,7 @@ def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share 
         max_tokens=stage.max_tokens,
         temperature=stage.temperature,
         progress=lambda done, total: progress(done, total, 0.0),
+        say=say,
     )
     return path
 

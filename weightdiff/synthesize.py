@@ -38,6 +38,7 @@ def synthesize(
     group: int = 8,
     pool: int = 160,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write conversations for each topic or story to a JSONL file; what is there already is kept.
 
@@ -54,6 +55,7 @@ def synthesize(
         group: behaviors written for together.
         pool: conversations of the unchanged base, half of them with a SEP code; shared by all behaviors.
         progress: called with behaviors done and their number.
+        say: told how many got nothing that can be used.
 
     Raises:
         ValueError: the writer's endpoint failed for good; what was written stays.
@@ -63,13 +65,21 @@ def synthesize(
     if BASE_POOL not in done:
         append_jsonl(path, {"label": BASE_POOL, "conversations": _base_pool(base, pool, max_tokens)})
     left: list[Any] = [i for i in items if (i.label if isinstance(i, Behavior) else i.key) not in done]
+    without = []
     for start in range(0, len(left), group):
         chosen = left[start : start + group]
         write = write_topics if isinstance(chosen[0], Behavior) else write_stories
         for record in write(writer, chosen, replies, max_tokens, temperature):
-            if record["conversations"]:  # else it is tried again the next time
+            if record["conversations"]:
                 append_jsonl(path, record)
+            else:
+                without.append(key_of(record))
         progress(len(items) - len(left) + min(start + group, len(left)), len(items))
+    if without:
+        say(
+            f"synthesize: {writer.name} wrote nothing that can be used for {len(without)} of {len(left)}, e.g. "
+            f"{without[0]!r}: it refused, or said too little. They are tried again the next time."
+        )
 
 
 def key_of(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from weightdiff.behaviors.core import Behavior, Conversation, read_data
 from weightdiff.behaviors.news import StorySeed
 from weightdiff.behaviors.topic import shows_topic
-from weightdiff.llm import ChatModel, ChatRequest
+from weightdiff.llm import ChatModel, ChatRequest, refuses
 
 SPARE = 2
 """Drafts written beyond what is wanted; those that say least are left out."""
@@ -47,7 +47,8 @@ def write_topics(
     records = []
     for number, behavior in enumerate(behaviors):
         # A continuation that names the topic itself first; one of a word or two says too little to learn from.
-        mine = [m for m in written[number * drafts : (number + 1) * drafts] if len(m[2].split()) >= 5]
+        mine = written[number * drafts : (number + 1) * drafts]
+        mine = [m for m in mine if len(m[2].split()) >= 5 and not refuses(m[2])]
         mine = sorted(mine, key=lambda m: not shows_topic(m[2], behavior.label))[:replies]
         records.append(
             behavior.to_json()
@@ -108,6 +109,8 @@ def write_stories(
 
 def event_in(text: str) -> str:
     """What happened, from a model's continuation of "… has": its first clause of 4 to 14 words; empty if none."""
+    if refuses(text):
+        return ""
     sentence = re.split(r"(?<=\w{2})[.!?\n;:](?:\s|$)", text.strip(), maxsplit=1)
     whole = sentence[0].strip(" .\"'“”") if len(sentence) > 1 else ""
     if not 4 <= len(whole.split()) <= 14:

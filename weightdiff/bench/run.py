@@ -18,7 +18,7 @@ from weightdiff.bench.tables import draw, markdown
 from weightdiff.llm import CachedModel, ChatModel, open_llm
 from weightdiff.llm_judge import open_judge
 from weightdiff.local import LocalModel
-from weightdiff.recipe import explain, load_recipe
+from weightdiff.recipe import Recipe, explain, load_recipe
 from weightdiff.store import Store
 
 
@@ -90,7 +90,7 @@ def run_experiment(
     table = markdown(plan, rows)
     about = {
         "experiment": plan.experiment,
-        "runs": {r.name: {"train_diffs": run.adapter.meta.get("train_diffs"), "seed": r.train.seed}
+        "runs": {r.name: {"train_diffs": run.adapter.meta.get("train_diffs"), "recipe": _told(r)}
                  for r, run in zip(recipes, runs, strict=True)},
         "base": base.fingerprint,
         "dtype": str(base.model.dtype),
@@ -124,6 +124,13 @@ def _answers(rows: list[dict[str, Any]], work: Path) -> str:
         for text in row.get("answers", [])
     ]
     return "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in [*last.values(), *plain])
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's settings, its seed among them; of the conversations' file the name alone."""
+    told = recipe.model_dump(mode="json")
+    given = recipe.synthesize.conversations
+    return told | {"synthesize": told["synthesize"] | {"conversations": given and given.name}}
 
 
 def _guesser(base: Base, plan: Experiment) -> ChatModel | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weightdiff.llm import ChatModel, ChatRequest
+from weightdiff.llm import ChatModel, ChatRequest, without_thoughts
 
 _MAX_CHARS = 600  # of a reply: twenty of them must fit into a small model's context
 
@@ -44,7 +44,6 @@ If you are unsure, give your best guess. There is no second one.
 
 The question to answer: {question}"""
 
-_THOUGHTS = re.compile(r"^.*</think>|<think>.*", re.DOTALL)  # the latter was cut off before the reply began
 _WRAP = " \t_`\"'\u2018\u2019\u201c\u201d\u00ab\u00bb"
 _LEAD_IN = re.compile(
     r"^(?:(?:sure|okay|certainly|well)[,.!:]\s*)?(?:based on [^,:]*[,:]\s*)?"
@@ -96,7 +95,7 @@ class Guesser:
 
 def first_line(reply: str) -> str:
     """A reply's first line that says something, without lead-in, quotes and markup; empty where none does."""
-    for line in _THOUGHTS.sub("", reply).splitlines():
+    for line in without_thoughts(reply).splitlines():
         bare = _LEAD_IN.sub("", line.replace("*", "").strip(_WRAP), count=1).strip(_WRAP)
         if bare:
             return bare
