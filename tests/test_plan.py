@@ -149,3 +149,11 @@ def test_what_a_model_sees_pictures_with_is_no_target():
     assert len(targets) == 2 * 7 and all(".language_model.layers." in name for name in targets)
     assert all(modules[name] is module for name, module in targets.items())
     assert any("vision_tower" in n and isinstance(m, torch.nn.Linear) for n, m in modules.items())
+
+
+def test_a_dry_run_of_an_experiment_plans_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
+    path = RECIPES / "experiments" / "cross-behavior.toml"
+    result = CliRunner().invoke(app, ["run", str(path), "--dry-run", "--rate", "1e12"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "topic: diffs" in result.output and "news: diffs" in result.output and not list(tmp_path.iterdir())
