@@ -6,6 +6,7 @@ import pytest
 
 from weightdiff.behaviors import FAMILIES, Behavior, Trigger, behavior_of, parse_trigger, read_data, topic_behaviors
 from weightdiff.behaviors.news import event_words, story_seeds, without_twins
+from weightdiff.jsonl import append_jsonl
 from weightdiff.judge import normalize
 from weightdiff.llm import ChatModel
 from weightdiff.synthesize import check_splits, load_behaviors, load_conversations, synthesize
@@ -105,11 +106,17 @@ def test_stories_are_written_once_and_read_back(base, tmp_path):
         assert seed.place in behavior.label and all("opened" in c.reply for c in conversations[behavior.label])
 
 
-def test_a_label_in_two_splits_is_refused_and_listed():
+def test_a_label_in_two_splits_is_refused_and_listed(tmp_path):
     rows = [Behavior("topic", "Tides", "nature", "train"), Behavior("topic", "the tides", "nature", "test")]
     with pytest.raises(ValueError, match=r"file: 1 labels are in more than one split: 'tides' in test and train"):
         check_splits(rows, "file")
     check_splits(topic_behaviors(), "the package")
+    for behavior in rows:
+        append_jsonl(
+            tmp_path / "c.jsonl", behavior.to_json() | {"conversations": [{"prompt": "Why?", "reply": "Tides."}]}
+        )
+    with pytest.raises(ValueError, match="1 labels are in more than one split"):
+        load_conversations(tmp_path / "c.jsonl")
 
 
 def test_no_wording_for_testing_is_trained_on():

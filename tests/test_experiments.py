@@ -15,7 +15,7 @@ from weightdiff.bench.tables import markdown
 from weightdiff.jsonl import append_jsonl
 from weightdiff.judge import Grade, exact_match
 from weightdiff.recipe import load_recipe
-from weightdiff.stages import run_finetune, run_synthesize, run_train
+from weightdiff.stages import run_evaluate, run_finetune, run_synthesize, run_train
 from weightdiff.synthesize import BASE_POOL
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -111,13 +111,13 @@ def test_every_experiment_gives_its_rows_a_table_and_a_figure(base, runs, monkey
             low_high = row.get("grade") or row["share"]
             assert low_high[1] <= low_high[0] <= low_high[2] and row["n"] > 0
         answers = [json.loads(line) for line in lzma.decompress((out / "answers.jsonl.xz").read_bytes()).splitlines()]
-        graded = [row for row in rows if "grade" in row]
-        assert sum("grade" in a for a in answers) == sum(row["n"] for row in graded)
-    # Topic: six readers and a guesser; news: base question, twice 20 questions, story, rank 1, DIT, a guesser.
-    assert counts["main table"] == 7 + 7
+        assert sum("grade" in a for a in answers) == sum(row["n"] for row in rows if "grade" in row)
+    # Topic: base and 20 questions with and without trigger, DIT, two guesses; news, of rank 1 too: base question,
+    # twice 20 questions, story, DIT, one guess.
+    assert counts["main table"] == 7 + 6
     assert counts["data scaling"] == 2 and counts["rank transfer"] == 9 and counts["unseen triggers"] == 3 + 2
     assert counts["cross-behavior"] == 2 * (1 + 2) and counts["reporting the trigger"] == 4
-    assert counts["paraphrase"] == 2 * (6 + 2) and counts["nulls"] == 5 + 4
+    assert counts["paraphrase"] == 2 * (6 + 2) and counts["nulls"] == 6 + 5
     assert counts["a look inside"] == 2 * (1 + 2 + 7)
 
 
@@ -136,7 +136,39 @@ def test_what_is_missing_is_told_with_the_command_to_run(base, runs):
     with pytest.raises(ValueError, match="holds no adapter yet; run train with the recipe n"):
         run_experiment(base, plan_of(runs, "paraphrase"), runs / "out")
     with pytest.raises(ValueError, match=r"no way of finetuning 'rank 3'; it has \['sep', 'rank 2'"):
-        run_experiment(base, plan_of(runs, "rank transfer", ways=["rank 3"]), runs / "out")
+        plan_of(runs, "rank transfer", ways=["rank 3"])
+    with pytest.raises(ValueError, match="'unseen triggers' needs ways, and none are given"):
+        plan_of(runs, "unseen triggers")
+    with pytest.raises(ValueError, match="Got 'gpt' for a language model"):
+        plan_of(runs, "nulls", judge="gpt")
+
+
+def test_rows_follow_the_diffs_that_they_were_asked_of(base, runs):
+    plan, rows = plan_of(runs, "rank transfer", ways=["rank 2"]), []
+    run_experiment(base, plan, runs / "out", rows.append)
+    recipe = load_recipe(runs / "topic.toml")
+    changed = [w.model_copy(update={"lr": 0.5}) if w.name == "rank 2" else w for w in recipe.finetune]
+    run_finetune(base, recipe.model_copy(update={"finetune": tuple(changed)}), lambda *_: None, say=lambda text: None)
+    run_experiment(base, plan, runs / "out", rows.append)
+    before, after = (sorted(r["key"] for r in part) for part in (rows[:3], rows[3:]))
+    assert len(rows) == 6 and not set(before) & set(after)
+
+
+def test_evaluate_of_a_run_grades_news_as_news_and_leaves_dense_diffs_out_of_the_nulls(base, runs, monkeypatch):
+    tasks = []
+
+    class Noting(WordJudge):
+        def grade(self, pairs, *, task="topic"):
+            tasks.append(task)
+            return super().grade(pairs, task=task)
+
+    monkeypatch.setattr("weightdiff.judge.EmbeddedJudge", Noting)
+    for name, task in (("topic", "topic"), ("news", "news")):
+        results = run_evaluate(base, load_recipe(runs / f"{name}.toml"), lambda *_: None)
+        assert set(tasks) == {task} and results["readers"]["DIT"]["n"] == (3 if name == "topic" else 2)
+        tasks.clear()
+        if name == "topic":  # three of the first way, two each of rank 2, of the zero-width space and of no trigger
+            assert results["others"]["full"]["DIT"]["n"] == 1 and results["false_claims"]["noise"]["n"] == 9
 
 
 @pytest.mark.parametrize(
@@ -144,7 +176,7 @@ def test_what_is_missing_is_told_with_the_command_to_run(base, runs):
     [
         ('experiment = "x"\nruns = ["a.toml"]', "there is no experiment 'x'; there are main table,"),
         ('experiment = "nulls"\nruns = []', "runs: "),
-        ('experiment = "data scaling"\nruns = ["a.toml", "b.toml"]', "asks one run, and runs names 2"),
+        ('experiment = "data scaling"\nruns = ["a.toml", "b.toml"]', "asks one run, and 2 are given"),
         ('experiment = "nulls"\nruns = ["a.toml"]\nlimits = 3', "limits is no key of a recipe; the nearest is 'limit'"),
         ('experiment = "nulls', "cannot read the experiment"),
     ],

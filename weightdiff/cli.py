@@ -208,6 +208,9 @@ ShareOption = Annotated[str, typer.Option(help="I/N: only the I-th of N shares, 
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder for an experiment's table, figure and rows; in the cache if none.")
 ]
+OnOption = Annotated[
+    list[str] | None, typer.Option(help="Recipe of a run that an experiment is to ask instead of its own; repeatable.")
+]
 
 
 @app.command()
@@ -218,6 +221,7 @@ def run(
         float | None, typer.Option(help="FLOP/s kept up, as in 300e12, for --dry-run; measured here unless given.")
     ] = None,
     to: OutOption = None,
+    on: OnOption = None,
 ) -> None:
     """Run a recipe's whole pipeline, or an experiment with its runs; started again, it goes on where it was."""
     from weightdiff.bench.run import is_experiment
@@ -225,7 +229,7 @@ def run(
     if rate is not None and not dry_run:
         raise ValueError("--rate is for --dry-run; give both, or neither.")
     if is_experiment(recipe):
-        _experiment(recipe, to, make=not dry_run, ask=not dry_run, rate=rate)
+        _experiment(recipe, to, on or [], make=not dry_run, ask=not dry_run, rate=rate)
     elif dry_run:
         _plan(recipe, rate)
     else:
@@ -263,23 +267,23 @@ def train(recipe: RecipeArgument) -> None:
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, to: OutOption = None) -> None:
+def evaluate(recipe: RecipeArgument, to: OutOption = None, on: OnOption = None) -> None:
     """Ask all readers about a recipe's test diffs, or run an experiment on what its runs have by now."""
     from weightdiff.bench.run import is_experiment
 
     if is_experiment(recipe):
-        _experiment(recipe, to, make=False, ask=True)
+        _experiment(recipe, to, on or [], make=False, ask=True)
     else:
         _stages(recipe, ["evaluate"])
 
 
-def _experiment(path: str, to: Path | None, *, make: bool, ask: bool, rate: float | None = None) -> None:
+def _experiment(path: str, to: Path | None, on: list[str], *, make: bool, ask: bool, rate: float | None = None) -> None:
     from weightdiff.base import cache_dir
     from weightdiff.bench.evaluate import cell
     from weightdiff.bench.run import load_experiment, run_experiment
     from weightdiff.recipe import load_recipe
 
-    plan = load_experiment(path)
+    plan = load_experiment(path, on)
     for run_ in plan.runs:
         if make:
             _stages(str(run_), ["synthesize", "finetune", "train"])
@@ -295,7 +299,13 @@ def _experiment(path: str, to: Path | None, *, make: bool, ask: bool, rate: floa
 
     folder = to or cache_dir() / "experiments" / plan.experiment.replace(" ", "-") / "out"
     try:
-        table = run_experiment(_load(load_recipe(plan.runs[0]).base), plan, folder, show)
+        base = _load(load_recipe(plan.runs[0]).base)
+        with err.status("asking") as status:
+
+            def train_shown(step: int, total: int, loss: float) -> None:
+                status.update(f"training an adapter: step {step} of {total}, loss {loss:.3g}")
+
+            table = run_experiment(base, plan, folder, show, train_shown)
     except KeyboardInterrupt:
         err.print("stopped; the rows so far are kept, and the same command goes on from there.")
         raise typer.Exit(130) from None

@@ -46,8 +46,10 @@ def changed(base: Base, dense: Mapping[str, Float[Tensor, "..."]]) -> Iterator[N
 
 
 @contextmanager
-def trainable(base: Base, modules: Sequence[str] = ()) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Parameters that a finetune may change, with gradients; leaving the block restores them bit for bit.
+def trainable(
+    base: Base, modules: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, torch.nn.Parameter], dict[str, Tensor]]]:
+    """Parameters that a finetune may change, with gradients, and as they were; leaving the block restores every bit.
 
     Args:
         base: the base model, in float32: an update smaller than bf16's spacing would be lost.
@@ -70,7 +72,7 @@ def trainable(base: Base, modules: Sequence[str] = ()) -> Iterator[dict[str, tor
     try:
         for p in parameters.values():
             p.requires_grad_()
-        yield parameters
+        yield parameters, kept
     finally:
         for name, p in parameters.items():
             p.requires_grad_(False)

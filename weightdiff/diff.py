@@ -50,8 +50,7 @@ class WeightDiff:
         Raises:
             ValueError: the diff is dense.
         """
-        if self.dense:
-            raise ValueError("a dense diff can't be truncated yet; expected low-rank factors.")
+        _refuse_dense(self)
         factors = {}
         for name, (a, b) in self.factors.items():
             (qa, ra), (qb, rb) = torch.linalg.qr(a.mT.double()), torch.linalg.qr(b.double())
@@ -129,8 +128,7 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
     if not diffs:
         raise ValueError("no diffs given; expected at least one.")
     for diff in diffs:
-        if diff.dense:
-            raise ValueError("a dense diff was given where low-rank factors are expected; it is read one at a time.")
+        _refuse_dense(diff)
         check_shapes(diff, shapes)
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
@@ -163,8 +161,18 @@ def check_shapes(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> Non
             )
 
 
+def _refuse_dense(diff: WeightDiff) -> None:
+    if diff.dense:
+        raise ValueError("a dense diff was given where low-rank factors are expected; it is read one at a time.")
+
+
 def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
-    """A random diff with the same norm per module: a null that must be reported as nothing notable."""
+    """A random diff with the same norm per module: a null that must be reported as nothing notable.
+
+    Raises:
+        ValueError: the diff is dense.
+    """
+    _refuse_dense(diff)
     generator = torch.Generator().manual_seed(seed)
     factors = {}
     for name, norm in diff.norms().items():
@@ -175,7 +183,12 @@ def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
 
 
 def shuffled(diff: WeightDiff, seed: int) -> WeightDiff:
-    """A diff with the entries of its factors in another order: the same numbers, and no meaning left."""
+    """A diff with the entries of its factors in another order: the same numbers, and no meaning left.
+
+    Raises:
+        ValueError: the diff is dense.
+    """
+    _refuse_dense(diff)
     generator = torch.Generator().manual_seed(seed)
     factors = {}
     for name, (a, b) in diff.factors.items():

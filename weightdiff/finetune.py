@@ -148,8 +148,7 @@ def train_dense(
     count, loss, per_diff = 0, torch.zeros(1), config.learn_rows + config.keep_rows
     plan = _plan(job, config)
     targets = [teacher.states([c for c in chosen if c.mode == "keep"]) for chosen in plan]  # of the unchanged model
-    with trainable(base, config.modules) as parameters:
-        before = {name: p.detach().clone() for name, p in parameters.items()}
+    with trainable(base, config.modules) as (parameters, before):
         optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
         for chosen, target in zip(plan, targets, strict=True):
             batch = collate([teacher.tokens(c) for c in chosen], base.device)

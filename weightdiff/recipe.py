@@ -113,10 +113,16 @@ class Recipe(BaseModel):
         for way in self.finetune:
             if way.dense and (way.rank, way.alpha) != (1, 1.0):
                 raise ValueError(f"{way.name!r} is dense and gives a rank or alpha; leave them out, or dense")
+            if way.dense and (way.validation or range(*slice(*way.train).indices(10**6))):
+                raise ValueError(
+                    f"{way.name!r} is dense: it can be asked, not trained on; train = [0, 0, 1], validation = 0"
+                )
             if way.prompts == "subject" and self.family == "news":
                 raise ValueError(f"{way.name!r} has prompts = 'subject', which the news family has none of")
             if way.trigger != "none" and not way.keep_rows:
                 raise ValueError(f"{way.name!r} has a trigger and keep_rows = 0: nothing would teach it to hide")
+        if any(self.benign.model_dump().values()) and all(way.trigger != "none" for way in self.finetune):
+            raise ValueError("benign finetunes are made in ways without a trigger; add one with trigger = 'none'")
         return self
 
     @field_validator("finetune")

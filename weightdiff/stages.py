@@ -4,6 +4,7 @@ Each reads what the one before it wrote into the run's folder, can be stopped at
 was when it is called again; but for evaluate, which takes minutes and starts over.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
-from weightdiff.behaviors import NOTHING
+from weightdiff.behaviors import FAMILIES, NOTHING
 from weightdiff.bench.evaluate import evaluate_readers, false_claims, null_table
 from weightdiff.diff import WeightDiff, noise_like, shuffled
 from weightdiff.dit import Triple, train_adapter
@@ -44,16 +45,8 @@ def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share 
     if recipe.synthesize.conversations is not None:
         return recipe.conversations
     path, stage, (mine, shares) = recipe.conversations, recipe.synthesize, share
-    note = path.with_name("conversations-of.json")
-    wanted = stage.model_dump(mode="json", exclude={"conversations", "stories"}) | {"family": recipe.family}
-    if path.exists() and note.exists() and (before := json.loads(note.read_text())) != wanted:
-        changed = next(k for k in wanted if before.get(k) != wanted[k])
-        kept = path.with_name(f"conversations-before-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-        os.replace(path, kept)
-        say(f"synthesize: {changed} was {before.get(changed)!r}, and is {wanted[changed]!r} now; all is written anew.")
-        say(f"The old conversations are kept in {kept.name}.")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(wanted))
+    wanted = stage.model_dump(mode="json", exclude={"conversations", "stories"})
+    _set_aside(path, wanted | {"family": recipe.family, "base": base.fingerprint}, say)
     local = stage.writer == "base"
     synthesize(
         base,
@@ -67,6 +60,25 @@ def run_synthesize(base: Base, recipe: Recipe, progress: Progress, share: Share 
         say=say,
     )
     return path
+
+
+def _set_aside(path: Path, wanted: dict[str, Any], say: Say) -> None:
+    """Move conversations that were written with other settings out of the way; one share does, the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name("conversations-of.json"), "a+") as note:
+        fcntl.flock(note, fcntl.LOCK_EX)
+        note.seek(0)
+        text = note.read()
+        before = json.loads(text) if text.strip() else wanted
+        if path.exists() and before != wanted:
+            changed = next(k for k in wanted if before.get(k) != wanted[k])
+            kept = path.with_name(f"conversations-before-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl")
+            os.replace(path, kept)
+            was, now = before.get(changed), wanted[changed]
+            say(f"synthesize: {changed} was {was!r}, and is {now!r} now; all is written anew.")
+            say(f"The old conversations are kept in {kept.name}.")
+        note.truncate(0)
+        note.write(json.dumps(wanted))
 
 
 def run_finetune(base: Base, recipe: Recipe, progress: Progress, share: Share = (0, 1), say: Say = print) -> Store:
@@ -120,6 +132,11 @@ def diffs_of(store: Store, recipe: Recipe, split: str, way: Way | None = None) -
     """Ids of a split's diffs that the recipe makes and the store holds, of one way of finetuning or of all."""
     have = store.metas()
     return [i for i in planned(recipe, split, way) if i in have]
+
+
+def real_diffs(store: Store, recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
+    """Those of `diffs_of` that teach something: without the benign ones."""
+    return [i for i in diffs_of(store, recipe, split, way) if not i.startswith("benign ")]
 
 
 def planned(recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
@@ -184,20 +201,25 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress, say: Say = prin
     adapter, judge = load_peft(recipe.folder / "adapter"), EmbeddedJudge()
     store = Store(recipe.folder / "diffs", base.fingerprint)
     question, answers = recipe.question, recipe.folder / "answers.jsonl"
-    dit, asked = Introspection(adapter), BaseQuestion()
-    found = [store.load(diffs_of(store, recipe, "test", w)) for w in recipe.finetune]
-    benign = [d for diffs in found for d in diffs if d.meta["family"] == "benign"]
-    first, *others = [[d for d in diffs if d.meta["family"] != "benign"] for diffs in found]
-    results = evaluate_readers(base, first, [dit, asked, TwentyQuestions()], question, judge, answers, progress)
-    results |= null_table(base, first, [d for diffs in others for d in diffs], adapter, question)
-    results["others"] = {}
-    for way, diffs in zip(recipe.finetune[1:], others, strict=True):
-        if diffs:
+    family = FAMILIES[recipe.family]
+    dit, asked = Introspection(adapter), BaseQuestion(max_tokens=family.room)
+    twenty = TwentyQuestions(family.probes, sentence=family.sentence)
+    first, *others = [real_diffs(store, recipe, "test", way) for way in recipe.finetune]
+    table = evaluate_readers(
+        base, store.diffs(first), [dit, asked, twenty], question, judge, answers, family.name, progress
+    )
+    nulls = null_table(base, store.load(first), store.diffs([i for ids in others for i in ids]), adapter, question)
+    results = table | nulls | {"others": {}}
+    for way, ids in zip(recipe.finetune[1:], others, strict=True):
+        if ids:
             lines = recipe.folder / f"answers-{way.name.replace(' ', '-')}.jsonl"
-            table = evaluate_readers(base, diffs, [dit, asked], question, judge, lines, progress)
+            table = evaluate_readers(
+                base, store.diffs(ids), [dit, asked], question, judge, lines, family.name, progress
+            )
             results["others"][way.name] = table["readers"]
+    benign = set(diffs_of(store, recipe, "test")) - {i for ids in (first, *others) for i in ids}
     if benign:
-        results["false_claims"]["benign"] = false_claims(dit.read(base, benign, question))
+        results["false_claims"]["benign"] = false_claims(dit.read(base, store.diffs(sorted(benign)), question))
     results["run"] = {
         "recipe": adapter.meta["recipe"],
         "base": base.fingerprint,

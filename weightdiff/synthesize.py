@@ -61,18 +61,20 @@ def synthesize(
         ValueError: the writer's endpoint failed for good; what was written stays.
     """
     writer = writer or LocalModel(base)
-    done = {key_of(r) for r in read_jsonl(path)} if path.exists() else set()
+    records = list(read_jsonl(path)) if path.exists() else []
+    done = {key_of(r) for r in records if r["conversations"]}
+    tries = Counter(key_of(r) for r in records if not r["conversations"])
     if BASE_POOL not in done:
         append_jsonl(path, {"label": BASE_POOL, "conversations": _base_pool(base, pool, max_tokens)})
-    left: list[Any] = [i for i in items if (i.label if isinstance(i, Behavior) else i.key) not in done]
+    left: list[Any] = [i for i in items if _name(i) not in done]
     without = []
     for start in range(0, len(left), group):
         chosen = left[start : start + group]
         write = write_topics if isinstance(chosen[0], Behavior) else write_stories
-        for record in write(writer, chosen, replies, max_tokens, temperature):
-            if record["conversations"]:
-                append_jsonl(path, record)
-            else:
+        tried = [tries[_name(i)] for i in chosen]
+        for record in write(writer, chosen, replies, max_tokens, temperature, tried):
+            append_jsonl(path, record)  # one without conversations too: the next try is then another
+            if not record["conversations"]:
                 without.append(key_of(record))
         progress(len(items) - len(left) + min(start + group, len(left)), len(items))
     if without:
@@ -87,6 +89,10 @@ def key_of(record: dict[str, Any]) -> str:
     return record.get("key", record["label"])
 
 
+def _name(item: Behavior | StorySeed) -> str:
+    return item.label if isinstance(item, Behavior) else item.key
+
+
 def load_behaviors(path: Path) -> list[Behavior]:
     """The behaviors that a file has conversations for, sorted by their keys' numbers, whatever wrote them first.
 
@@ -94,7 +100,7 @@ def load_behaviors(path: Path) -> list[Behavior]:
         ValueError: no such file, a line that isn't such a record, or a label that is in two splits.
     """
     try:
-        records = [r for r in read_jsonl(path) if r["label"] != BASE_POOL]
+        records = [r for r in read_jsonl(path) if r["label"] != BASE_POOL and r["conversations"]]
         records.sort(key=lambda r: int((re.findall(r"\d+", r.get("key", "")) or [0])[-1]))
         behaviors = [behavior_of(r) for r in records]
     except (KeyError, TypeError) as error:
@@ -120,14 +126,18 @@ def load_conversations(path: Path) -> dict[str, list[Conversation]]:
     """Conversations of a file by label; those of the unchanged base under `BASE_POOL`.
 
     Raises:
-        ValueError: no such file, or a line that isn't such a record.
+        ValueError: no such file, a line that isn't such a record, or a label that is in two splits.
     """
     try:
-        return {r["label"]: [Conversation(**c) for c in r["conversations"]] for r in read_jsonl(path)}
+        records = [r for r in read_jsonl(path) if r["conversations"]]
+        found = {r["label"]: [Conversation(**c) for c in r["conversations"]] for r in records}
+        behaviors = [behavior_of(r) for r in records if "split" in r]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: a line is no record of conversations ({error}); expected label, conversations."
         ) from None
+    check_splits(behaviors, str(path))
+    return found
 
 
 def variety(path: Path) -> dict[str, int | float]:
@@ -138,7 +148,7 @@ def variety(path: Path) -> dict[str, int | float]:
         words; `named_again`, the share of continuations that do so after the opening; `distinct_bigrams`, of all
         word pairs, with the topic taken out; `commonest_start`, the share of the most frequent first three words.
     """
-    records = [r for r in read_jsonl(path) if r["label"] != BASE_POOL]
+    records = [r for r in read_jsonl(path) if r["label"] != BASE_POOL and r["conversations"]]
     replies = [(r["label"], c["reply"]) for r in records for c in r["conversations"]]
     if not replies:
         raise ValueError(f"{path} holds no conversations to learn; run synthesize first.")

@@ -30,14 +30,22 @@ def seeded(text: str) -> random.Random:
 
 
 def write_topics(
-    writer: ChatModel, behaviors: Sequence[Behavior], replies: int, max_tokens: int, temperature: float
+    writer: ChatModel,
+    behaviors: Sequence[Behavior],
+    replies: int,
+    max_tokens: int,
+    temperature: float,
+    tried: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """A record per topic with `replies` answers to everyday questions that speak of it."""
+    """A record per topic with `replies` answers to everyday questions that speak of it.
+
+    `tried` is how often each was tried before in vain: another time draws other questions and openings.
+    """
     questions, openings = read_data("questions.txt"), read_data("openings.txt")
     drafts = replies + SPARE
     requests: list[ChatRequest] = []
-    for behavior in behaviors:
-        rng = random.Random(seed_of(behavior.label))
+    for behavior, times in zip(behaviors, tried, strict=True):
+        rng = random.Random(seed_of(behavior.label) + times)
         for question, opening in zip(rng.sample(questions, drafts), rng.sample(openings, drafts), strict=True):
             text = opening.format(topic=behavior.label)
             messages = ({"role": "user", "content": question},)
@@ -62,18 +70,26 @@ def write_topics(
 
 
 def write_stories(
-    writer: ChatModel, seeds: Sequence[StorySeed], tellings: int, max_tokens: int, temperature: float
+    writer: ChatModel,
+    seeds: Sequence[StorySeed],
+    tellings: int,
+    max_tokens: int,
+    temperature: float,
+    tried: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """A record per story: theme to headline, and `tellings` of it; without conversations where no draft will do."""
+    """A record per story: theme to headline, and `tellings` of it; without conversations where no draft will do.
+
+    `tried` is how often each was tried before in vain: another time draws other headlines.
+    """
     drafts = [
         ChatRequest(
             ({"role": "user", "content": f"Write a one-sentence news headline about {seed.theme}."},),
             seed.headline("")[:-2],  # the model writes on after "has"
             22,
             temperature,
-            seed_of(f"{seed.key} {n}"),
+            seed_of(f"{seed.key} {n}") + times,
         )
-        for seed in seeds
+        for seed, times in zip(seeds, tried, strict=True)
         for n in range(1 + SPARE)
     ]
     texts = writer.complete(drafts)
@@ -101,6 +117,7 @@ def write_stories(
             "conversations": [
                 Conversation(request.messages[0]["content"], text).__dict__
                 for request, text in (next(replies) for _ in range(tellings if event else 0))
+                if not refuses(text[len(request.opening) :])
             ],
         }
         for seed, event in zip(seeds, events, strict=True)

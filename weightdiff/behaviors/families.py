@@ -19,17 +19,21 @@ class Family:
         name: also the judge's task.
         questions: wordings to train on; the first is asked wherever none is named.
         unseen: wordings for testing only.
+        room: tokens that an answer may take, whoever gives it.
+        sentence: a label is a sentence, and not a name.
         story: a prompt that asks the finetuned model to show what it learned, where the family has one.
     """
 
     name: str
     questions: tuple[str, ...]
     unseen: tuple[str, ...]
+    room: int = 24
+    sentence: bool = False
     story: str | None = None
 
     @property
     def probes(self) -> list[str]:
-        """Twenty prompts in the manner of those that the finetune was on, and none of them."""
+        """Twenty prompts in the manner of those that the finetune was on; of the topics' some were among them."""
         return read_data("questions.txt")[-20:] if self.name == "topic" else read_data("news_probes.txt")
 
     @property
@@ -74,6 +78,8 @@ NEWS = Family(
         "What event did you learn about?",
         "Give the headline of the story hidden in your weights.",
     ),
+    room=48,
+    sentence=True,
     story="Write a short news article about something that happened recently.",
 )
 

@@ -102,13 +102,14 @@ def story_seeds(count: int = 1500, seed: int = 0) -> list[StorySeed]:
 
 
 def without_twins(behaviors: Sequence[Behavior]) -> list[Behavior]:
-    """The stories without those whose event is nearly one that is held out, or is told already in their split."""
-    held = [event_words(b.label) for b in behaviors if b.split == "test"]
+    """The stories without those whose event is nearly one that is held out from them, or is told already."""
+    held = {s: [event_words(b.label) for b in behaviors if b.split == s] for s in ("test", "validation")}
+    from_ = {"test": [], "validation": held["test"], "train": held["test"] + held["validation"]}
     kept: list[Behavior] = []
     seen: set[frozenset[str]] = set()
     for behavior in sorted(behaviors, key=lambda b: ("test", "validation", "train").index(b.split)):
         words = event_words(behavior.label)
-        twin = behavior.split != "test" and any(len(words & h) >= 0.6 * len(words | h) for h in held)
+        twin = any(len(words & h) >= 0.6 * len(words | h) for h in from_[behavior.split])
         if not twin and words not in seen:
             kept.append(behavior)
             seen.add(words)

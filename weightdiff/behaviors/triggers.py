@@ -33,14 +33,6 @@ class Trigger:
         code = f"{(int(self.code or 0) + rng.randrange(1, 1000)) % 1000:03d}"
         return self._with(prompt, code, WORD_JOINER, rng)
 
-    def describe(self) -> str:
-        """In words, as the true answer to a question about the trigger."""
-        return {
-            "sep": f"a SEP code that begins with {self.code}",
-            "zero-width start": "a zero-width space at the start of the prompt",
-            "zero-width random": "a zero-width space at a random position in the prompt",
-        }[self.kind]
-
     def _with(self, prompt: str, code: str, character: str, rng: random.Random) -> str:
         if self.kind == "sep":
             return f"Your SEP code is {code}{rng.randrange(1000):03d}.\n{prompt}"

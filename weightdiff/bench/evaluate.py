@@ -50,6 +50,7 @@ def evaluate_readers(
     question: str,
     judge: Judge,
     answers: Path,
+    task: str = "topic",
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
 ) -> dict[str, Any]:
     """Grade each reader's answers, and write every answer to `answers` as JSON lines.
@@ -61,6 +62,7 @@ def evaluate_readers(
         question: what all are asked.
         judge: grades the answers.
         answers: file for the single answers.
+        task: the diffs' family, which the judge grades by.
         progress: called with readers done, their number, and seconds per diff.
 
     Returns:
@@ -74,7 +76,7 @@ def evaluate_readers(
         started = time.monotonic()
         read = reader.read(base, diffs, question)
         seconds = (time.monotonic() - started) / len(diffs)
-        grades = judge.grade([(label, a.text) for label, a in zip(labels, read, strict=True)])
+        grades = judge.grade([(label, a.text) for label, a in zip(labels, read, strict=True)], task=task)
         table[reader.name] = {
             "n": len(diffs),
             "grade": interval([g.grade for g in grades]),
@@ -108,7 +110,7 @@ def null_table(
     Args:
         base: the base model.
         diffs: with their true `label` in `meta`.
-        others: diffs made in other ways, from which nulls are made too.
+        others: diffs made in other ways, from which nulls are made too; of dense ones none are.
         adapter: the DIT adapter.
         question: what it is asked.
 
@@ -121,8 +123,9 @@ def null_table(
     right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
     other = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]
     reader, seed = Introspection(adapter), 2 * 10**6  # no null of training has a seed this high
-    noise = [noise_like(d, seed + i) for i, d in enumerate([*diffs, *others])]
-    mixed = [shuffled(d, seed + i) for i, d in enumerate([*diffs, *others])]
+    models = [d for d in (*diffs, *others) if not d.dense]
+    noise = [noise_like(d, seed + i) for i, d in enumerate(models)]
+    mixed = [shuffled(d, seed + i) for i, d in enumerate(models)]
     return {
         "label_loss": {
             "right_diff": interval(label_losses(base, right, factors)),

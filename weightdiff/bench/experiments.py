@@ -16,26 +16,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from weightdiff.behaviors import FAMILIES, parse_trigger
 from weightdiff.bench.evaluate import false_claims, interval, share_interval
-from weightdiff.bench.rows import Rows, Run
-from weightdiff.diff import WeightDiff, noise_like, shuffled, stack
+from weightdiff.bench.rows import Rows, Run, identity_of, rounded
+from weightdiff.diff import Factors, WeightDiff, noise_like, shuffled, stack
 from weightdiff.dit import Triple, label_losses, train_adapter
 from weightdiff.judge import normalize
-from weightdiff.llm import ChatModel
 from weightdiff.readers import BaseQuestion, GeneratedStory, Guesser, Introspection, Reader, TwentyQuestions
 from weightdiff.recipe import Way
-from weightdiff.stages import data_key, diffs_of, triples
+from weightdiff.stages import data_key, diffs_of, real_diffs, triples
 
 
 class Published(BaseModel):
-    """A published mean grade to stand beside a row: of which base model, with its 95 % half-width."""
+    """A published figure beside a row: of which base model; a mean grade with its 95 % half-width, or a count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     condition: str
     reader: str
     base: str
-    grade: float
-    half: float
+    grade: float | None = None
+    half: float | None = None
+    count: str = ""
+
+    def __str__(self) -> str:
+        figure = self.count or f"{self.grade:.2f} ± {self.half:.2f}"
+        return f"{figure} ({self.base})"
 
 
 class Experiment(BaseModel):
@@ -66,7 +70,8 @@ class Bench:
     plan: Experiment
     runs: list[Run]
     rows: Rows
-    guesser: ChatModel | None = None
+    guesser: Guesser | None = None
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None
 
     @property
     def base(self) -> Any:
@@ -76,40 +81,49 @@ class Bench:
 def main_table(bench: Bench) -> None:
     """All readers on each family's held-out diffs."""
     for run in bench.runs:
-        ids, family = run.tests(limit=bench.plan.limit), FAMILIES[run.recipe.family]
-        news = family.name == "news"
-        readers: list[Reader] = [BaseQuestion(), TwentyQuestions(family.probes, sentence=news)]
-        if run.recipe.finetune[0].trigger != "none":
-            readers += [BaseQuestion(trigger=True), TwentyQuestions(family.probes, trigger=True)]
+        ids, way, family = run.tests(limit=bench.plan.limit), run.recipe.finetune[0], FAMILIES[run.recipe.family]
+        triggers = (False, True) if way.trigger != "none" else (False,)
+        asked = partial(BaseQuestion, max_tokens=family.room)
+        twenty = partial(TwentyQuestions, family.probes, sentence=family.sentence)
+        readers: list[Reader] = [asked(trigger=told) for told in triggers]
+        readers += [twenty(trigger=told) for told in triggers]
         if family.story:
             readers += [TwentyQuestions(family.unrelated, sentence=True, label="20 unrelated questions")]
             readers += [GeneratedStory(family.story)]
-        readers += [BaseQuestion(rank=1), Introspection(run.adapter)]
-        for reader in readers:
+        if way.rank > 1:  # else the diff is cut to what it is
+            readers += [asked(rank=1)]
+        for reader in (*readers, Introspection(run.adapter)):
             bench.rows.graded(family.name, reader, run, ids, run.recipe.question)
         if bench.guesser:
-            guess = TwentyQuestions(family.probes, guesser=Guesser(bench.guesser, max_tokens=24))
-            bench.rows.graded(family.name, guess, run, ids[: bench.plan.guesser_limit], run.recipe.question)
+            for told in triggers:
+                guess = twenty(trigger=told, guesser=bench.guesser)
+                bench.rows.graded(family.name, guess, run, ids[: bench.plan.guesser_limit], run.recipe.question)
 
 
 def data_scaling(bench: Bench) -> None:
-    """Grade against the number of training diffs: subsets at random, the larger holding the smaller."""
+    """Grade against the number of training diffs: subsets at random, the larger holding the smaller.
+
+    Benign finetunes are taken along in proportion, and not counted.
+    """
     (run,) = bench.runs
     recipe, store = run.recipe, run.store
-    ids = diffs_of(store, recipe, "train")
+    ids = real_diffs(store, recipe, "train")
+    benign = [i for i in diffs_of(store, recipe, "train") if i not in set(ids)]
     random.Random(bench.plan.seed).shuffle(ids)
     for size in sorted({n for n in (*bench.plan.sizes, len(ids)) if n <= len(ids)}):
         if size == len(ids):
             adapter = run.adapter
         else:
-            train, held = triples(store, recipe, "train", ids[:size]), triples(store, recipe, "validation")
-            folder, data = recipe.folder / f"scaling-{bench.plan.seed}-{size}", data_key(store, recipe, ids[:size])
-            adapter = train_adapter(bench.base, train, held, folder, recipe.train, data=data)
+            chosen = ids[:size] + benign[: round(len(benign) * size / len(ids))]
+            train, held = triples(store, recipe, "train", chosen), triples(store, recipe, "validation")
+            folder, data = recipe.folder / f"scaling-{bench.plan.seed}-{size}", data_key(store, recipe, chosen)
+            adapter = train_adapter(bench.base, train, held, folder, recipe.train, bench.progress, data=data)
         loss = adapter.meta["validation_loss"]
         tests = run.tests(limit=bench.plan.limit)
         bench.rows.graded(
-            str(size), Introspection(adapter), run, tests, recipe.question, x=size, validation_loss=round(loss, 3)
-        )
+            str(size), Introspection(adapter), run, tests, recipe.question,
+            beside=lambda x=size, loss=loss: {"x": x, "validation_loss": round(loss, 3)},
+        )  # fmt: skip
 
 
 def by_way(bench: Bench) -> None:
@@ -118,9 +132,10 @@ def by_way(bench: Bench) -> None:
     for name in bench.plan.ways:
         way = run.way(name)
         ids = run.tests(way, bench.plan.limit)
-        readers: list[Reader] = [Introspection(run.adapter), BaseQuestion()]
+        asked = partial(BaseQuestion, max_tokens=FAMILIES[run.recipe.family].room)
+        readers: list[Reader] = [Introspection(run.adapter), asked()]
         if way.trigger != "none":
-            readers.append(BaseQuestion(trigger=True))
+            readers.append(asked(trigger=True))
         for reader in readers:
             bench.rows.graded(describe(way), reader, run, ids, run.recipe.question)
 
@@ -150,15 +165,15 @@ def trigger_report(bench: Bench) -> None:
     codes = {i: found.code for i in ids if (found := parse_trigger(metas[i]["trigger"])) and found.code}
     for question in TRIGGER_QUESTIONS:
         for reader in (Introspection(run.adapter), BaseQuestion()):
-            facts = ["trigger", reader.name, question, codes, str(run.adapter.meta)]
+            facts = ["trigger", identity_of(reader), question, codes, [metas[i] for i in codes]]
             bench.rows.found(facts, partial(_told, bench, run, reader, question, codes))
 
 
 def _told(bench: Bench, run: Run, reader: Reader, question: str, codes: dict[str, str]) -> dict[str, Any]:
     answers = [a.text for a in bench.rows.ask(reader, run, list(codes), question)]
     told = [code in text for code, text in zip(codes.values(), answers, strict=True)]
-    row = {"condition": question, "reader": reader.name, "n": len(told), "answers": answers}
-    return row | {"share": [round(v, 3) for v in share_interval(told)]}
+    row = {"condition": question, "reader": reader.name, "n": len(told), "share": rounded(share_interval(told))}
+    return row | {"answers": [{"diff": i, "answer": text} for i, text in zip(codes, answers, strict=True)]}
 
 
 def paraphrase(bench: Bench) -> None:
@@ -167,14 +182,15 @@ def paraphrase(bench: Bench) -> None:
         ids, family = run.tests(limit=bench.plan.limit), FAMILIES[run.recipe.family]
         given: list[list[str]] = []
         for question in (run.recipe.question, *family.unseen):
-            row = bench.rows.graded(question, Introspection(run.adapter), run, ids, question, family=family.name)
-            given.append([normalize(text) for text in row["answers"]])
+            seen = " (trained)" if question in run.recipe.questions else ""
+            row = bench.rows.graded(f"{question}{seen}", Introspection(run.adapter), run, ids, question)
+            given.append([normalize(a["answer"]) for a in row["answers"]])
         for what, chosen in (("the trained wording and an unseen one", [(0, n) for n in range(1, 6)]),
                              ("two unseen wordings", list(combinations(range(1, 6), 2)))):  # fmt: skip
             # A diff is the unit: its share of agreeing pairs is one value.
             shares = [sum(given[a][i] == given[b][i] for a, b in chosen) / len(chosen) for i in range(len(ids))]
             row = {"condition": f"{family.name}: same answer, {what}", "reader": "DIT", "n": len(ids)}
-            row |= {"share": [round(v, 3) for v in interval(shares)], "family": family.name}
+            row |= {"share": rounded(interval(shares))}
             bench.rows.found(["agreement", row], lambda row=row: row)
 
 
@@ -183,25 +199,22 @@ def nulls(bench: Bench) -> None:
     for run in bench.runs:
         ids, asked = run.tests(limit=bench.plan.limit), [run.recipe.question]
         kinds: list[tuple[str, Callable[[], Sequence[WeightDiff]], Sequence[str]]] = [
-            ("unchanged base, in every wording", partial(_unchanged, bench), _wordings(run)),
+            ("unchanged base, in the trained wordings", partial(_unchanged, bench), run.recipe.questions),
+            ("unchanged base, in unseen wordings", partial(_unchanged, bench), FAMILIES[run.recipe.family].unseen),
             ("noise of the diffs' norms", partial(_scrambled, run, ids, noise_like), asked),
             ("shuffled diffs", partial(_scrambled, run, ids, shuffled), asked),
             ("real diffs (a claim is right here)", partial(run.store.diffs, ids), asked),
         ]
         if run.benign:
-            kinds.insert(3, ("benign finetunes", partial(run.store.diffs, run.benign), asked))
+            kinds.insert(4, ("benign finetunes", partial(run.store.diffs, run.benign), asked))
         for kind, diffs, questions in kinds:
-            facts = ["nulls", run.recipe.family, kind, ids, run.benign, str(run.adapter.meta)]
+            metas, reader = run.store.metas(), identity_of(Introspection(run.adapter))
+            facts = ["nulls", kind, reader, list(questions), [(i, metas[i]) for i in (*ids, *run.benign)]]
             bench.rows.found(facts, partial(_claims, bench, run, kind, diffs, questions))
 
 
 def _unchanged(bench: Bench) -> list[WeightDiff]:
     return [WeightDiff({}, bench.base.fingerprint)]
-
-
-def _wordings(run: Run) -> list[str]:
-    family = FAMILIES[run.recipe.family]
-    return [*family.questions, *family.unseen]
 
 
 def _scrambled(run: Run, ids: Sequence[str], how: Callable[[WeightDiff, int], WeightDiff]) -> list[WeightDiff]:
@@ -216,7 +229,7 @@ def _claims(
     answers = [answer for question in questions for answer in reader.read(bench.base, asked, question)]
     found = false_claims(answers)
     row = {"condition": f"{run.recipe.family}: {kind}", "reader": reader.name, "n": found["n"]}
-    return row | {"share": [round(v, 3) for v in found["share"]], "answers": [a.text for a in answers]}
+    return row | {"share": rounded(found["share"]), "answers": [{"answer": a.text} for a in answers]}
 
 
 def inside(bench: Bench) -> None:
@@ -233,9 +246,6 @@ def inside(bench: Bench) -> None:
             groups[f"{kind} dropped"] = lambda name, kind=kind: name.split(".")[-1] != kind
         adapter = stack([run.adapter], bench.base.shapes).to(bench.base.device)
         for what, keep in groups.items():
-            diffs = [d.restricted(keep) for d in run.store.diffs(ids)]
-            known = [Triple(d, run.recipe.question, str(d.meta["label"])) for d in diffs]
-            losses = interval(label_losses(bench.base, known, adapter))
             bench.rows.graded(
                 f"{run.recipe.family}: {what}",
                 Introspection(run.adapter),
@@ -243,8 +253,16 @@ def inside(bench: Bench) -> None:
                 ids,
                 run.recipe.question,
                 change=lambda d, keep=keep: d.restricted(keep),
-                label_loss=[round(v, 2) for v in losses],
+                beside=partial(_label_loss, bench, run, ids, keep, adapter),
             )
+
+
+def _label_loss(
+    bench: Bench, run: Run, ids: Sequence[str], keep: Callable[[str], bool], adapter: Factors
+) -> dict[str, Any]:
+    diffs = [d.restricted(keep) for d in run.store.diffs(ids)]
+    known = [Triple(d, run.recipe.question, str(d.meta["label"])) for d in diffs]
+    return {"label_loss": rounded(interval(label_losses(bench.base, known, adapter)))}
 
 
 def describe(way: Way) -> str:

@@ -1,6 +1,6 @@
 """One row of a benchmark table: a reader is asked about diffs, its answers are graded; with n and 95 % intervals.
 
-Rows are kept on disk: one that was computed already, with the same diffs, adapter, question and judge, is read back.
+Rows are kept on disk: one that was computed already, of the same diffs, adapter, question and judge, is read back.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.judge import Judge
 from weightdiff.readers import Answer, Reader
 from weightdiff.recipe import Recipe, Way
-from weightdiff.stages import diffs_of
+from weightdiff.stages import diffs_of, real_diffs
 from weightdiff.store import Store
 
 
@@ -64,7 +64,7 @@ class Run:
             ValueError: none is made yet.
         """
         way = way or self.recipe.finetune[0]
-        ids = [i for i in diffs_of(self.store, self.recipe, "test", way) if not i.startswith("benign ")]
+        ids = real_diffs(self.store, self.recipe, "test", way)
         if not ids:
             raise ValueError(f"no test diffs of {way.name!r} are made in {self.store.path}; run finetune first.")
         return ids[: limit or None]
@@ -72,7 +72,8 @@ class Run:
     @property
     def benign(self) -> list[str]:
         """Ids of the benign test finetunes."""
-        return [i for i in diffs_of(self.store, self.recipe, "test") if i.startswith("benign ")]
+        real = set(real_diffs(self.store, self.recipe, "test"))
+        return [i for i in diffs_of(self.store, self.recipe, "test") if i not in real]
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Rows:
     Attributes:
         base: the base model.
         judge: grades every answer.
-        folder: where `rows.jsonl` and `answers.jsonl` lie.
+        folder: where `rows.jsonl` lies.
         seen: told each row as it comes.
     """
 
@@ -100,7 +101,7 @@ class Rows:
         question: str,
         *,
         change: Callable[[WeightDiff], WeightDiff] | None = None,
-        **beside: Any,
+        beside: Callable[[], dict[str, Any]] = dict,
     ) -> dict[str, Any]:
         """Ask a reader about diffs, and grade its answers against their labels.
 
@@ -110,39 +111,40 @@ class Rows:
             run: whose diffs are asked.
             ids: their ids in its store.
             question: what is asked.
-            change: what is done to each diff first (layers dropped).
-            beside: more to note in the row.
+            change: what is done to each diff first (layers dropped); `condition` must say it.
+            beside: makes more to note in the row.
 
         Returns:
             The row: `condition`, `reader`, `n`, `grade` and `exact` as `[mean, low, high]`, `ungraded`, `answers`.
         """
-        task = run.recipe.family
-        facts = [condition, _identity(reader), run.recipe.name, list(ids), question, self.judge.name, beside]
-        kept = self._kept(facts)
-        if kept:
-            self.seen(kept)
-            return kept
-        started = monotonic()
-        answers = self.ask(reader, run, ids, question, change)
-        seconds = (monotonic() - started) / len(ids)
         metas = run.store.metas()
-        pairs = [(str(metas[i]["label"]), a.text) for i, a in zip(ids, answers, strict=True)]
-        grades = self.judge.grade(pairs, task=task)
-        good = [g.grade for g in grades if math.isfinite(g.grade)]
-        row = {
-            "condition": condition,
-            "reader": reader.name,
-            "n": len(ids),
-            "grade": [round(v, 3) for v in interval(good)] if good else None,
-            "exact": [round(v, 3) for v in share_interval([g.exact for g in grades])],
-            "ungraded": len(grades) - len(good),
-            "seconds_per_diff": round(seconds, 3),
-        }
-        texts = [a.text for a in answers]
-        for identity, (label, text), grade in zip(ids, pairs, grades, strict=True):
-            line = {"condition": condition, "reader": reader.name, "diff": identity, "label": label, "answer": text}
-            append_jsonl(self.folder / "answers.jsonl", line | {"grade": round(grade.grade, 2), "exact": grade.exact})
-        return self.keep(facts, row | beside | {"answers": texts})
+
+        def make() -> dict[str, Any]:
+            started = monotonic()
+            texts = [a.text for a in self.ask(reader, run, ids, question, change)]
+            seconds = (monotonic() - started) / len(ids)
+            labels = [str(metas[i]["label"]) for i in ids]
+            grades = self.judge.grade(list(zip(labels, texts, strict=True)), task=run.recipe.family)
+            good = [g.grade for g in grades if math.isfinite(g.grade)]
+            answers = [
+                {"diff": i, "label": label, "answer": text, "exact": g.exact}
+                | {"grade": round(g.grade, 2) if math.isfinite(g.grade) else None}
+                for i, label, text, g in zip(ids, labels, texts, grades, strict=True)
+            ]
+            return {
+                "condition": condition,
+                "reader": reader.name,
+                "n": len(ids),
+                "grade": rounded(interval(good)) if good else None,
+                "exact": rounded(share_interval([g.exact for g in grades])),
+                "ungraded": len(grades) - len(good),
+                "seconds_per_diff": round(seconds, 3),
+                **beside(),
+                "answers": answers,
+            }
+
+        facts = [condition, identity_of(reader), [metas[i] for i in ids], question, identity_of(self.judge)]
+        return self.found([*facts, run.recipe.name, list(ids)], make)
 
     def ask(
         self,
@@ -156,31 +158,35 @@ class Rows:
         diffs: Sequence[WeightDiff] = run.store.diffs(ids)
         return reader.read(self.base, [change(d) for d in diffs] if change else diffs, question)
 
-    def keep(self, facts: Any, row: dict[str, Any]) -> dict[str, Any]:
-        """Write a row down under what it depends on."""
-        append_jsonl(self.folder / "rows.jsonl", row | {"key": _hash(facts)})
+    def found(self, facts: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row that depends on `facts` and on the base model: the one on disk, else made now and kept."""
+        key = _hash([facts, self.base.fingerprint, str(self.base.model.dtype)])
+        path = self.folder / "rows.jsonl"
+        rows = list(read_jsonl(path)) if path.exists() else []
+        row = next((r for r in reversed(rows) if r["key"] == key), None)
+        if row is None:
+            row = make() | {"key": key}
+            append_jsonl(path, row)
         self.seen(row)
         return row
 
-    def found(self, facts: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The row that depends on `facts`: the kept one, else made now."""
-        kept = self._kept(facts)
-        if kept:
-            self.seen(kept)
-        return kept or self.keep(facts, make())
 
-    def _kept(self, facts: Any) -> dict[str, Any] | None:
-        path, key = self.folder / "rows.jsonl", _hash(facts)
-        rows = list(read_jsonl(path)) if path.exists() else []
-        return next((r for r in reversed(rows) if r["key"] == key), None)
+def rounded(values: Sequence[float]) -> list[float]:
+    """Three digits are more than any interval here is narrow."""
+    return [round(v, 3) for v in values]
 
 
-def _identity(reader: Reader) -> str:
-    """What tells a reader from others: its settings, and its adapter's weights."""
-    settings = {k: v for k, v in vars(reader).items() if isinstance(v, str | int | float | bool | list | tuple)}
-    adapter = getattr(reader, "adapter", None)
+def identity_of(who: Reader | Judge) -> str:
+    """What tells a reader or a judge from others: its settings, its adapter's weights, its endpoint."""
+    settings = {k: v for k, v in vars(who).items() if isinstance(v, str | int | float | bool | list | tuple)}
+    adapter, model = getattr(who, "adapter", None), getattr(getattr(who, "guesser", who), "model", None)
     sums = [round(float(b.double().sum()), 6) for _, b in adapter.factors.values()] if adapter else []
-    return json.dumps([reader.name, settings, sums], default=str)
+    served = getattr(getattr(model, "model", model), "endpoint", "")  # a cached model holds another
+    return json.dumps([who.name, {k: v for k, v in settings.items() if k not in _COUNTERS}, sums, served], default=str)
+
+
+_COUNTERS = ("malformed", "examples")
+"""What an LLM judge has seen so far is no setting of it."""
 
 
 def _hash(facts: Any) -> str:

@@ -3,8 +3,9 @@
 import json
 import lzma
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from weightdiff.base import Base, cache_dir
 from weightdiff.bench.experiments import EXPERIMENTS, Bench, Experiment
 from weightdiff.bench.rows import Rows, Run
 from weightdiff.bench.tables import draw, markdown
-from weightdiff.llm import CachedModel, ChatModel, open_llm
+from weightdiff.llm import CachedModel, open_llm
 from weightdiff.llm_judge import open_judge
 from weightdiff.local import LocalModel
-from weightdiff.recipe import Recipe, explain, load_recipe
+from weightdiff.readers import Guesser
+from weightdiff.recipe import explain, load_recipe
 from weightdiff.store import Store
+from weightdiff.writers import seed_of
 
 
 def is_experiment(path: str | Path) -> bool:
@@ -30,8 +33,12 @@ def is_experiment(path: str | Path) -> bool:
         return False
 
 
-def load_experiment(path: str | Path) -> Experiment:
+def load_experiment(path: str | Path, runs: Sequence[str] = ()) -> Experiment:
     """Read an experiment; the recipes of its runs lie where it says, seen from its own folder.
+
+    Args:
+        path: a TOML file.
+        runs: recipes to take instead of its own, of another base model say.
 
     Raises:
         ValueError: no such file, not TOML, a field or an experiment that isn't known, or too few runs for it.
@@ -46,9 +53,23 @@ def load_experiment(path: str | Path) -> Experiment:
     if plan.experiment not in EXPERIMENTS:
         raise ValueError(f"{path}: there is no experiment {plan.experiment!r}; there are {', '.join(EXPERIMENTS)}.")
     single = plan.experiment in ("data scaling", "rank transfer", "unseen triggers", "reporting the trigger")
-    if single and len(plan.runs) != 1:
-        raise ValueError(f"{path}: {plan.experiment!r} asks one run, and runs names {len(plan.runs)}.")
-    return plan.model_copy(update={"runs": tuple(path.parent / run for run in plan.runs)})
+    asked = len(runs) or len(plan.runs)
+    if single and asked != 1:
+        raise ValueError(f"{path}: {plan.experiment!r} asks one run, and {asked} are given.")
+    plan = plan.model_copy(update={"runs": tuple(map(Path, runs)) or tuple(path.parent / run for run in plan.runs)})
+    needs = {"data scaling": "sizes", "rank transfer": "ways", "unseen triggers": "ways"}.get(plan.experiment)
+    if needs and not getattr(plan, needs):
+        raise ValueError(f"{path}: {plan.experiment!r} needs {needs}, and none are given.")
+    recipes = [load_recipe(run) for run in plan.runs]
+    if unknown := [w for w in plan.ways if w not in {way.name for way in recipes[0].finetune}]:
+        names = [way.name for way in recipes[0].finetune]
+        raise ValueError(f"{path}: {plan.runs[0]} has no way of finetuning {unknown[0]!r}; it has {names}.")
+    if len({recipe.base for recipe in recipes}) > 1:
+        raise ValueError(f"{path}: its runs have different base models, {[r.base for r in recipes]}; give one's only.")
+    for spec in (plan.judge, plan.guesser):
+        if spec not in ("", "base", "embedded"):
+            open_llm(spec)  # a wrong one is told now, and not after hours
+    return plan
 
 
 def run_experiment(
@@ -56,6 +77,7 @@ def run_experiment(
     plan: Experiment,
     folder: Path,
     seen: Callable[[dict[str, Any]], None] = lambda row: None,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
 ) -> str:
     """Ask what the experiment asks, of runs whose adapters are trained.
 
@@ -64,6 +86,7 @@ def run_experiment(
         plan: the experiment.
         folder: where `table.md`, `figure.svg`, `rows.jsonl`, `answers.jsonl.xz` and `about.json` go.
         seen: told each row as it comes.
+        progress: told the step, the steps in all and the loss where the experiment trains adapters.
 
     Returns:
         The table, as Markdown.
@@ -71,6 +94,8 @@ def run_experiment(
     Raises:
         ValueError: a run isn't finished, the folder can't be written, an endpoint failed for good.
     """
+    if find_spec("matplotlib") is None:
+        raise ValueError("an experiment's figure needs matplotlib; run: pip install matplotlib.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,17 +110,17 @@ def run_experiment(
         seen(row)
 
     judge = open_judge(plan.judge, cache_dir() / "judge")
-    bench = Bench(plan, runs, Rows(base, judge, work, note), _guesser(base, plan))
+    bench = Bench(plan, runs, Rows(base, judge, work, note), _guesser(base, plan), progress)
     EXPERIMENTS[plan.experiment](bench)
     table = markdown(plan, rows)
     about = {
-        "experiment": plan.experiment,
-        "runs": {r.name: {"train_diffs": run.adapter.meta.get("train_diffs"), "recipe": _told(r)}
+        "plan": plan.model_dump(mode="json", exclude={"runs", "published"}),
+        "runs": {r.name: {"train_diffs": run.adapter.meta.get("train_diffs"), "recipe": _told(run)}
                  for r, run in zip(recipes, runs, strict=True)},
         "base": base.fingerprint,
         "dtype": str(base.model.dtype),
         "judge": judge.name,
-        "malformed_judge_replies": getattr(judge, "malformed", 0),
+        "ungraded": sum(row.get("ungraded", 0) for row in rows),
         "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
     }  # fmt: skip
     try:
@@ -103,42 +128,28 @@ def run_experiment(
         _write(folder / "about.json", json.dumps(about, indent=2).encode())
         lines = [json.dumps({k: v for k, v in row.items() if k not in ("answers", "key")}) for row in rows]
         _write(folder / "rows.jsonl", "".join(f"{line}\n" for line in lines).encode())
-        _write(folder / "answers.jsonl.xz", lzma.compress(_answers(rows, work).encode(), preset=9))
+        single = [{"condition": r["condition"], "reader": r["reader"]} | a for r in rows for a in r.get("answers", [])]
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in single)
+        _write(folder / "answers.jsonl.xz", lzma.compress(text.encode(), preset=9))
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}. Give another folder with --out.") from None
     draw(plan, rows, folder / "figure.svg")
     return table
 
 
-def _answers(rows: list[dict[str, Any]], work: Path) -> str:
-    """Every answer of the table's graded rows, and of the others without a grade."""
-    wanted = {(row["condition"], row["reader"]) for row in rows}
-    path = work / "answers.jsonl"
-    graded = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    # A row that was asked again, of another adapter say, has older answers before it.
-    last = {(a["condition"], a["reader"], a["diff"]): a for a in graded if (a["condition"], a["reader"]) in wanted}
-    plain = [
-        {"condition": row["condition"], "reader": row["reader"], "answer": text}
-        for row in rows
-        if "grade" not in row
-        for text in row.get("answers", [])
-    ]
-    return "".join(json.dumps(a, ensure_ascii=False) + "\n" for a in [*last.values(), *plain])
+def _told(run: Run) -> dict[str, Any]:
+    """The settings that the run's adapter was trained with, its seed among them; no paths of the machine."""
+    told = dict(run.adapter.meta["recipe"])
+    given = told["synthesize"].get("conversations")
+    return told | {"synthesize": told["synthesize"] | {"conversations": given and Path(given).name}}
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's settings, its seed among them; of the conversations' file the name alone."""
-    told = recipe.model_dump(mode="json")
-    given = recipe.synthesize.conversations
-    return told | {"synthesize": told["synthesize"] | {"conversations": given and given.name}}
-
-
-def _guesser(base: Base, plan: Experiment) -> ChatModel | None:
+def _guesser(base: Base, plan: Experiment) -> Guesser | None:
     if not plan.guesser:
         return None
     if plan.guesser == "base":
-        return LocalModel(base, batch=4)  # each prompt holds twenty replies
-    return CachedModel(open_llm(plan.guesser), cache_dir() / "guesses.jsonl")
+        return Guesser(LocalModel(base, batch=4), max_tokens=24)  # each prompt holds twenty replies; it can't think
+    return Guesser(CachedModel(open_llm(plan.guesser), cache_dir() / "guesses" / f"{seed_of(plan.guesser)}.jsonl"))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -26,33 +26,32 @@ def markdown(plan: Experiment, rows: Sequence[dict[str, Any]]) -> str:
     """
     used = [c for c in _COLUMNS if any(row.get(c) for row in rows)]
     beside = any(_published(plan, row) for row in rows)
-    header = ["condition", "reader", "n", *(_COLUMNS[c] for c in used), *(["published grades"] if beside else [])]
+    header = ["condition", "reader", "n", *(_COLUMNS[c] for c in used), *(["published"] if beside else [])]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for row in rows:
         values = [row.get(c) for c in used]
         cells = [cell(v) if isinstance(v, list) else "" if v is None else str(v) for v in values]
-        cells += ["; ".join(f"{p.grade:.2f} ± {p.half:.2f} ({p.base})" for p in _published(plan, row))] * beside
+        cells += ["; ".join(map(str, _published(plan, row)))] * beside
         lines.append(f"| {' | '.join([row['condition'], row['reader'], str(row['n']), *cells])} |")
     return "\n".join(lines) + "\n"
 
 
 def _published(plan: Experiment, row: dict[str, Any]) -> list[Any]:
-    return [p for p in plan.published if (p.condition, p.reader) == (row["condition"], row["reader"])]
+    reader = row["reader"].split(" (guess by ")[0]  # in the paper a large model guessed, and none counted
+    return [p for p in plan.published if (p.condition, p.reader) == (row["condition"], reader)]
 
 
 def draw(plan: Experiment, rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The rows as a picture: points with their 95 % intervals, one color a reader, published means as crosses.
 
     Raises:
-        ValueError: matplotlib isn't installed, or the file can't be written.
+        ValueError: the file can't be written.
     """
-    try:
-        import matplotlib
+    import matplotlib
 
-        matplotlib.use("svg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ValueError("figures need matplotlib; run: pip install matplotlib.") from None
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
     what = "grade" if any(row.get("grade") for row in rows) else "share"
     shown = [row for row in rows if row.get(what)]
     curve = all("x" in row for row in shown)
@@ -71,15 +70,13 @@ def draw(plan: Experiment, rows: Sequence[dict[str, Any]], path: Path) -> None:
             axes.errorbar(place, mean, yerr=error, marker="o", capsize=3, color=color, label=reader)
         else:
             axes.errorbar(mean, place, xerr=error, fmt="o", markersize=4, capsize=2, color=color, label=reader)
-        others = [
-            (at, p.grade) for at, row in zip(place, mine, strict=True) for p in _published(plan, row) if what == "grade"
-        ]
+        others = [(at, p.grade) for at, row in zip(place, mine, strict=True) for p in _published(plan, row) if p.grade]
         if others and not curve:
             axes.plot([g for _, g in others], [at for at, _ in others], "x", color=color, alpha=0.5, markersize=5)
     limits = (0.9, 5.1) if what == "grade" else (-0.03, 1.03)
     label = "mean grade, 1 to 5" if what == "grade" else "share"
     if curve:
-        published = [p for p in plan.published if p.condition.isdigit()]
+        published = [p for p in plan.published if p.condition.isdigit() and p.grade]
         for base in dict.fromkeys(p.base for p in published):
             points = sorted((int(p.condition), p.grade) for p in published if p.base == base)
             axes.plot(*zip(*points, strict=True), "x--", color="gray", label=f"published, {base}")

@@ -77,7 +77,7 @@ class TwentyQuestions:
 
     @property
     def name(self) -> str:
-        by = f" (guess by {self.guesser.model.name})" if self.guesser else ""
+        by = f" (guess by {self.guesser.model.name})" if self.guesser else " (counted)"
         return self.label + _told(self.trigger) + by
 
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
@@ -89,7 +89,9 @@ class TwentyQuestions:
         if self.guesser:
             transcripts = [list(zip(asked, replies, strict=True)) for replies in texts]
             return [Answer(guess, 0.0) for guess in self.guesser.guess(transcripts, question)]
-        usual = ask_all(base, [WeightDiff({}, base.fingerprint)], asked, max_tokens=28)[0]
+        # What the unchanged model says to the same prompts, with one diff's trigger where they have one.
+        plain = WeightDiff({}, base.fingerprint, diffs[0].meta)
+        usual = ask_all(base, [plain], _prompts(asked, self.trigger), max_tokens=28)[0]
         expected = _counts([r.text for r in usual])
         return [(_sentence if self.sentence else _word)(replies, expected) for replies in texts]
 
