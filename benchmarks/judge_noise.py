@@ -37,7 +37,7 @@ class Given:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--judge", action="append", default=[], help="embedded, or openai:MODEL[@BASE_URL]")
+    parser.add_argument("--judge", action="append", default=[], help="embedded, local:MODEL, openai:MODEL[@BASE_URL]")
     parser.add_argument("--n", type=int, default=400, help="pairs of each task, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)

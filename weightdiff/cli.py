@@ -143,7 +143,9 @@ def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a 
 def grade(
     table: Annotated[Path, typer.Argument(help="CSV file with the columns task (topic or news), truth, answer.")],
     to: Annotated[Path | None, typer.Option("--out", help="File to write; standard output unless given.")] = None,
-    judge: Annotated[str, typer.Option(help="embedded, openai:MODEL or openai:MODEL@BASE_URL.")] = "embedded",
+    judge: Annotated[
+        str, typer.Option(help="embedded, local:MODEL, openai:MODEL or openai:MODEL@BASE_URL.")
+    ] = "embedded",
 ) -> None:
     """Grade answers from 1 to 5: with the embedded judge, without a network, or by a chat model of your own."""
     from weightdiff.base import cache_dir

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from weightdiff.base import load_base
 from weightdiff.judge import EmbeddedJudge, Grade, Judge, check_task, exact_match, normalize
 from weightdiff.llm import CachedModel, ChatModel, ChatRequest, Message, open_llm, without_thoughts
+from weightdiff.local import LocalModel
+from weightdiff.writers import seed_of
 
 RETRIES = 2  # further requests for a grade, each telling the model what was wrong with its reply
 EXAMPLES = 3  # malformed replies kept to be shown
@@ -142,7 +145,8 @@ def open_judge(spec: str, cache: Path) -> Judge:
     """The judge that `spec` names.
 
     Args:
-        spec: `embedded`, or a chat model, `openai:MODEL` or `openai:MODEL@BASE_URL`.
+        spec: `embedded`, or a chat model: `openai:MODEL`, `openai:MODEL@BASE_URL`, or `local:MODEL`, a folder or hub id
+            that is loaded here.
         cache: folder for a chat model's replies, a file per model and endpoint; who serves another model under the
             same name and address must empty it.
 
@@ -154,6 +158,9 @@ def open_judge(spec: str, cache: Path) -> Judge:
     """
     if spec == "embedded":
         return EmbeddedJudge()
+    if spec.startswith("local:"):
+        chat = LocalModel(load_base(spec.removeprefix("local:")), batch=16)
+        return LLMJudge(CachedModel(chat, cache / f"{seed_of(spec)}.jsonl"), max_tokens=16)  # it doesn't think first
     try:
         model = open_llm(spec)
     except ValueError as error:

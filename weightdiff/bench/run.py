@@ -67,7 +67,7 @@ def load_experiment(path: str | Path, runs: Sequence[str] = ()) -> Experiment:
     if len({recipe.base for recipe in recipes}) > 1:
         raise ValueError(f"{path}: its runs have different base models, {[r.base for r in recipes]}; give one's only.")
     for spec in (plan.judge, plan.guesser):
-        if spec not in ("", "base", "embedded"):
+        if spec not in ("", "base", "embedded") and not spec.startswith("local:"):
             open_llm(spec)  # a wrong one is told now, and not after hours
     return plan
 

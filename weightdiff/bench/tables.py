@@ -88,11 +88,11 @@ def draw(plan: Experiment, rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_yticklabels(conditions, fontsize=7)
         axes.invert_yaxis()
     if len(readers) > 1 or curve:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     try:
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}.") from None
     plt.close(figure)
