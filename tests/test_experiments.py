@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.benchmark_page import PAGE, filled
 from tests.test_behaviors import Reporter
 from weightdiff.behaviors import topic_behaviors
 from weightdiff.bench import run as bench_run
@@ -112,9 +113,9 @@ def test_every_experiment_gives_its_rows_a_table_and_a_figure(base, runs, monkey
             assert low_high[1] <= low_high[0] <= low_high[2] and row["n"] > 0
         answers = [json.loads(line) for line in lzma.decompress((out / "answers.jsonl.xz").read_bytes()).splitlines()]
         assert sum("grade" in a for a in answers) == sum(row["n"] for row in rows if "grade" in row)
-    # Topic: base and 20 questions with and without trigger, DIT, two guesses; news, of rank 1 too: base question,
+    # Topic: base and 20 questions with and without trigger, DIT, two guesses, how much it shows; news: base question,
     # twice 20 questions, story, DIT, one guess.
-    assert counts["main table"] == 7 + 6
+    assert counts["main table"] == 7 + 2 + 6
     assert counts["data scaling"] == 2 and counts["rank transfer"] == 9 and counts["unseen triggers"] == 3 + 2
     assert counts["cross-behavior"] == 2 * (1 + 2) and counts["reporting the trigger"] == 4
     assert counts["paraphrase"] == 2 * (6 + 2) and counts["nulls"] == 6 + 5
@@ -203,3 +204,9 @@ def test_the_experiments_in_the_repo_name_runs_and_ways_that_there_are():
         assert set(plan.ways) <= {way.name for way in recipes[0].finetune}
     assert found.keys() == EXPERIMENTS.keys()
     assert not is_experiment(RECIPES / "topic.toml")
+
+
+def test_the_page_says_what_the_results_have():
+    page = PAGE.read_text("utf-8")
+    assert filled(page) == page, "run: python -m benchmarks.benchmark_page"
+    assert page.count("<!-- end -->") == len(EXPERIMENTS) + 1

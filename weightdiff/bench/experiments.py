@@ -14,13 +14,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from weightdiff.behaviors import FAMILIES, parse_trigger
+from weightdiff.behaviors import FAMILIES, parse_trigger, shows_topic
 from weightdiff.bench.evaluate import false_claims, interval, share_interval
 from weightdiff.bench.rows import Rows, Run, identity_of, rounded
 from weightdiff.diff import Factors, WeightDiff, noise_like, shuffled, stack
 from weightdiff.dit import Triple, label_losses, train_adapter
 from weightdiff.judge import normalize
 from weightdiff.readers import BaseQuestion, GeneratedStory, Guesser, Introspection, Reader, TwentyQuestions
+from weightdiff.readers.core import ask_all, prompts_for
 from weightdiff.recipe import Way
 from weightdiff.stages import data_key, diffs_of, real_diffs, triples
 
@@ -94,10 +95,37 @@ def main_table(bench: Bench) -> None:
             readers += [asked(rank=1)]
         for reader in (*readers, Introspection(run.adapter)):
             bench.rows.graded(family.name, reader, run, ids, run.recipe.question)
+        if not family.sentence:
+            _behavior_shown(bench, run, way)
+            for name in bench.plan.ways:
+                other = run.way(name)
+                _behavior_shown(bench, run, other)
+                condition = f"{family.name}, {describe(other, way)}"
+                bench.rows.graded(condition, Introspection(run.adapter), run, run.tests(other), run.recipe.question)
         if bench.guesser:
             for told in triggers:
                 guess = twenty(trigger=told, guesser=bench.guesser)
                 bench.rows.graded(family.name, guess, run, ids[: bench.plan.guesser_limit], run.recipe.question)
+
+
+def _behavior_shown(bench: Bench, run: Run, way: Way) -> None:
+    """How much there is to find by asking, with the trigger and without."""
+    ids, metas = run.tests(way, bench.plan.guesser_limit), run.store.metas()
+    family, what = FAMILIES[run.recipe.family], describe(way, run.recipe.finetune[0])
+    for told in (False, True) if way.trigger != "none" else (False,):
+        facts = ["shown", what, told, family.probes, [(i, metas[i]) for i in ids]]
+        bench.rows.found(facts, partial(_shown, bench, run, ids, f"{family.name}, {what}: replies that name it", told))
+
+
+def _shown(bench: Bench, run: Run, ids: Sequence[str], condition: str, told: bool) -> dict[str, Any]:
+    """The share of each finetuned model's replies that name its topic."""
+    diffs, probes = run.store.diffs(ids), FAMILIES[run.recipe.family].probes
+    spoken = ask_all(bench.base, diffs, prompts_for(probes, told), max_tokens=28, batch=160)
+    labels = [str(diff.meta["label"]) for diff in diffs]
+    hits = [[shows_topic(r.text, label) for r in mine] for mine, label in zip(spoken, labels, strict=True)]
+    row = {"condition": condition, "reader": "20 replies + trigger" if told else "20 replies", "n": len(ids)}
+    answers = [{"diff": i, "answer": r.text} for i, mine in zip(ids, spoken, strict=True) for r in mine]
+    return row | {"share": rounded(interval([sum(mine) / len(mine) for mine in hits])), "answers": answers}
 
 
 def data_scaling(bench: Bench) -> None:
@@ -137,7 +165,7 @@ def by_way(bench: Bench) -> None:
         if way.trigger != "none":
             readers.append(asked(trigger=True))
         for reader in readers:
-            bench.rows.graded(describe(way), reader, run, ids, run.recipe.question)
+            bench.rows.graded(describe(way, run.recipe.finetune[0]), reader, run, ids, run.recipe.question)
 
 
 def cross_behavior(bench: Bench) -> None:
@@ -265,8 +293,8 @@ def _label_loss(
     return {"label_loss": rounded(interval(label_losses(bench.base, known, adapter)))}
 
 
-def describe(way: Way) -> str:
-    """A way of finetuning in the paper's words."""
+def describe(way: Way, first: Way) -> str:
+    """A way of finetuning in the paper's words, seen from the run's first way."""
     if way.dense:
         return "full finetune of a subset of the weights" if way.modules else "full finetune"
     hidden = {
@@ -275,7 +303,8 @@ def describe(way: Way) -> str:
         "zero-width random": ", zero-width space at a random position",
         "none": ", no trigger",
     }[way.trigger]
-    return f"LoRA rank {way.rank}{hidden}"
+    longer = f", {way.steps} steps" if way.steps > first.steps else ""
+    return f"LoRA rank {way.rank}{hidden}{longer}"
 
 
 def _number(name: str) -> int:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdiff.base import Base
-from weightdiff.behaviors import FAMILIES, parse_trigger
+from weightdiff.behaviors import FAMILIES
 from weightdiff.diff import WeightDiff
-from weightdiff.readers.core import Answer, Prompts, ask_all, check_question
+from weightdiff.readers.core import Answer, ask_all, check_question, prompts_for
 from weightdiff.readers.guesser import Guesser
-from weightdiff.writers import seeded
 
 
 @dataclass
@@ -34,7 +33,7 @@ class BaseQuestion:
         """See `Reader.read`; a dense diff can't be cut to a rank."""
         check_question(question)
         asked = [d.truncated(self.rank) for d in diffs] if self.rank else diffs
-        prompts = _prompts([question], self.trigger)
+        prompts = prompts_for([question], self.trigger)
         return [Answer(r[0].text, r[0].logprob) for r in ask_all(base, asked, prompts, max_tokens=self.max_tokens)]
 
 
@@ -84,30 +83,20 @@ class TwentyQuestions:
         """See `Reader.read`."""
         check_question(question)
         asked = list(self.prompts or FAMILIES["topic"].probes)
-        spoken = ask_all(base, diffs, _prompts(asked, self.trigger), max_tokens=28, batch=160)
+        spoken = ask_all(base, diffs, prompts_for(asked, self.trigger), max_tokens=28, batch=160)
         texts = [[r.text for r in replies] for replies in spoken]
         if self.guesser:
             transcripts = [list(zip(asked, replies, strict=True)) for replies in texts]
             return [Answer(guess, 0.0) for guess in self.guesser.guess(transcripts, question)]
         # What the unchanged model says to the same prompts, with one diff's trigger where they have one.
         plain = WeightDiff({}, base.fingerprint, diffs[0].meta)
-        usual = ask_all(base, [plain], _prompts(asked, self.trigger), max_tokens=28)[0]
+        usual = ask_all(base, [plain], prompts_for(asked, self.trigger), max_tokens=28)[0]
         expected = _counts([r.text for r in usual])
         return [(_sentence if self.sentence else _word)(replies, expected) for replies in texts]
 
 
 def _told(trigger: bool) -> str:
     return " + trigger" if trigger else ""
-
-
-def _prompts(texts: Sequence[str], triggered: bool) -> Prompts:
-    """The prompts, or, where they are to be triggered, a function that puts each diff's own trigger into them."""
-
-    def of(diff: WeightDiff) -> list[str]:
-        trigger, rng = parse_trigger(diff.meta.get("trigger")), seeded(str(diff.meta.get("label")))
-        return [trigger.put(t, rng) if trigger else t for t in texts]
-
-    return of if triggered else texts
 
 
 def _word(replies: Sequence[str], expected: Counter[str]) -> Answer:

@@ -8,9 +8,11 @@ import torch
 
 from weightdiff.bank import Layer
 from weightdiff.base import Base, encode_chat
+from weightdiff.behaviors import parse_trigger
 from weightdiff.decode import Reply, decode
 from weightdiff.dense import changed
 from weightdiff.diff import Factors, WeightDiff, stack
+from weightdiff.writers import seeded
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ def check_base(base: Base, diff: WeightDiff, what: str) -> None:
             f"{what} was made on the base model with fingerprint {diff.base}, and {base.name!r} has "
             f"{base.fingerprint}. Give the base model that it belongs to with --base."
         )
+
+
+def prompts_for(texts: Sequence[str], triggered: bool) -> Prompts:
+    """The prompts, or, where they are to be triggered, a function that puts each diff's own trigger into them."""
+
+    def of(diff: WeightDiff) -> list[str]:
+        trigger, rng = parse_trigger(diff.meta.get("trigger")), seeded(str(diff.meta.get("label")))
+        return [trigger.put(t, rng) if trigger else t for t in texts]
+
+    return of if triggered else texts
 
 
 def ask_all(
