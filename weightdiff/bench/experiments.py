@@ -100,8 +100,10 @@ def main_table(bench: Bench) -> None:
             for name in bench.plan.ways:
                 other = run.way(name)
                 _behavior_shown(bench, run, other)
-                condition = f"{family.name}, {describe(other, way)}"
-                bench.rows.graded(condition, Introspection(run.adapter), run, run.tests(other), run.recipe.question)
+                told = other.trigger != "none"
+                for reader in (twenty(trigger=told), Introspection(run.adapter)):
+                    condition = f"{family.name}, {describe(other, way)}"
+                    bench.rows.graded(condition, reader, run, run.tests(other), run.recipe.question)
         if bench.guesser:
             for told in triggers:
                 guess = twenty(trigger=told, guesser=bench.guesser)
@@ -304,6 +306,8 @@ def describe(way: Way, first: Way) -> str:
         "none": ", no trigger",
     }[way.trigger]
     longer = f", {way.steps} steps" if way.steps > first.steps else ""
+    if way.trigger != "none" and way.keep_weight < first.keep_weight:
+        longer += ", held back less"
     return f"LoRA rank {way.rank}{hidden}{longer}"
 
 
