@@ -10,7 +10,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -150,6 +150,23 @@ class Recipe(BaseModel):
         return (self.question, *others[: self.wordings])
 
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def read_settings(path: Path, model: type[Settings], what: str) -> Settings:
+    """Settings from a TOML file.
+
+    Raises:
+        ValueError: no such file, not TOML, or a field that isn't known or has the wrong type.
+    """
+    try:
+        return model.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the {what} {path}: {error}.") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error, model)}") from None
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe; a relative `conversations` file lies beside it.
 
@@ -157,12 +174,7 @@ def load_recipe(path: str | Path) -> Recipe:
         ValueError: no such file, not TOML, or a field that isn't known or has the wrong type.
     """
     path = Path(path)
-    try:
-        recipe = Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the recipe {path}: {error}.") from None
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, Recipe)}") from None
+    recipe = read_settings(path, Recipe, "recipe")
     given = recipe.synthesize.conversations
     if given is None:
         return recipe

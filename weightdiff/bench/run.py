@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, cache_dir
 from weightdiff.bench.experiments import EXPERIMENTS, Bench, Experiment
@@ -20,7 +18,7 @@ from weightdiff.llm import CachedModel, open_llm
 from weightdiff.llm_judge import open_judge
 from weightdiff.local import LocalModel
 from weightdiff.readers import Guesser
-from weightdiff.recipe import explain, load_recipe
+from weightdiff.recipe import load_recipe, read_settings
 from weightdiff.store import Store
 from weightdiff.writers import seed_of
 
@@ -44,12 +42,7 @@ def load_experiment(path: str | Path, runs: Sequence[str] = ()) -> Experiment:
         ValueError: no such file, not TOML, a field or an experiment that isn't known, or too few runs for it.
     """
     path = Path(path)
-    try:
-        plan = Experiment.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the experiment {path}: {error}.") from None
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, Experiment)}") from None
+    plan = read_settings(path, Experiment, "experiment")
     if plan.experiment not in EXPERIMENTS:
         raise ValueError(f"{path}: there is no experiment {plan.experiment!r}; there are {', '.join(EXPERIMENTS)}.")
     single = plan.experiment in ("data scaling", "rank transfer", "unseen triggers", "reporting the trigger")
