@@ -10,8 +10,9 @@ from benchmarks.benchmark_page import PAGE, filled
 from tests.test_behaviors import Reporter
 from weightdiff.behaviors import topic_behaviors
 from weightdiff.bench import run as bench_run
-from weightdiff.bench.experiments import EXPERIMENTS, Experiment
+from weightdiff.bench.experiments import EXPERIMENTS
 from weightdiff.bench.run import is_experiment, load_experiment, run_experiment
+from weightdiff.bench.settings import Experiment
 from weightdiff.bench.tables import markdown
 from weightdiff.jsonl import append_jsonl
 from weightdiff.judge import Grade, exact_match

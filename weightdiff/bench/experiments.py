@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from weightdiff.behaviors import FAMILIES, parse_trigger, shows_topic
 from weightdiff.bench.evaluate import false_claims, interval, share_interval
 from weightdiff.bench.rows import Rows, Run, identity_of, rounded
+from weightdiff.bench.settings import Experiment
 from weightdiff.diff import Factors, WeightDiff, noise_like, shuffled, stack
 from weightdiff.dit import Triple, label_losses, train_adapter
 from weightdiff.judge import normalize
@@ -24,44 +22,6 @@ from weightdiff.readers import BaseQuestion, GeneratedStory, Guesser, Introspect
 from weightdiff.readers.core import ask_all, prompts_for
 from weightdiff.recipe import Way
 from weightdiff.stages import data_key, diffs_of, real_diffs, triples
-
-
-class Published(BaseModel):
-    """A published figure beside a row: of which base model; a mean grade with its 95 % half-width, or a count."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    condition: str
-    reader: str
-    base: str
-    grade: float | None = None
-    half: float | None = None
-    count: str = ""
-
-    def __str__(self) -> str:
-        figure = self.count or f"{self.grade:.2f} ± {self.half:.2f}"
-        return f"{figure} ({self.base})"
-
-
-class Experiment(BaseModel):
-    """One experiment. `runs` are recipes of runs, beside this file; `limit` asks at most so many diffs a row (0: all).
-
-    `ways` are ways of finetuning of the first run (rank transfer, unseen triggers), `sizes` numbers of training diffs
-    (data scaling), `guesser` who guesses from twenty replies beside the counting guesser: `base`, or an endpoint.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    experiment: str
-    runs: tuple[Path, ...] = Field(min_length=1)
-    limit: int = Field(default=0, ge=0)
-    ways: tuple[str, ...] = ()
-    sizes: tuple[int, ...] = ()
-    guesser: str = ""
-    guesser_limit: int = 32
-    judge: str = "embedded"
-    seed: int = 0
-    published: tuple[Published, ...] = ()
 
 
 @dataclass

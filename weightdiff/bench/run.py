@@ -11,8 +11,9 @@ from typing import Any
 
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, cache_dir
-from weightdiff.bench.experiments import EXPERIMENTS, Bench, Experiment
+from weightdiff.bench.experiments import EXPERIMENTS, Bench
 from weightdiff.bench.rows import Rows, Run
+from weightdiff.bench.settings import Experiment
 from weightdiff.bench.tables import draw, markdown
 from weightdiff.llm import CachedModel, open_llm
 from weightdiff.llm_judge import open_judge

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from weightdiff.bench.evaluate import cell
-from weightdiff.bench.experiments import Experiment
+from weightdiff.bench.settings import Experiment
 
 _COLUMNS = {
     "grade": "grade, 1 to 5 [95 %]",
