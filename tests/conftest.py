@@ -1,5 +1,8 @@
 """A tiny random Llama in float32, with the embedded model's tokenizer, for exact tests."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import jaxtyping
 import pytest
 import torch
@@ -29,6 +32,18 @@ def diffs(base: Base) -> list[WeightDiff]:
     return [random_diff(base, rank, seed) for seed, rank in enumerate((1, 2))] + [
         random_diff(base, 4, 2, ("q_proj", "v_proj"))
     ]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A running `tests.test_llm.Server`, stopped after the test."""
+    from tests.test_llm import Server
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
 
 
 def random_diff(base: Base, rank: int, seed: int, modules: tuple[str, ...] = ()) -> WeightDiff:

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,6 @@ class Server:
 
     def model(self, **options: Any) -> EndpointModel:
         return EndpointModel("tiny", self.url, KEY, **{"backoff": 0.01, "timeout": 5.0, **options})
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running = Server()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
 
 
 def said(body: dict[str, Any]) -> str:

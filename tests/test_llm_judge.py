@@ -173,15 +173,6 @@ def test_open_judge(tmp_path: Path, server: Server):
             open_judge(wrong, tmp_path)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running = Server()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
-
-
 def test_a_server_that_is_switched_off_is_a_clear_error(server: Server, tmp_path: Path):
     def respond(body: dict[str, Any], number: int) -> tuple[int, dict[str, str], Any]:
         return (200, {}, "Grade: 2") if number <= 3 else (503, {}, {"error": {"message": "shutting down"}})

@@ -11,7 +11,7 @@ from itertools import chain
 
 import torch
 
-from weightdiff.behaviors import Behavior
+from weightdiff.behaviors import SPLITS, Behavior
 from weightdiff.behaviors.news import story_seeds
 from weightdiff.recipe import Recipe, Way, behaviors_of, benign_identities, identity_of, to_write
 from weightdiff.shape import ModelShape, auto_dtype
@@ -33,8 +33,6 @@ ASKED_FIRST, ASKED_OTHERS, REPLY = 26, 4, 28
 """Replies that readers get from each test diff of the first way of finetuning and of the others, and their tokens."""
 WRITTEN_TOGETHER, ASKED_TOGETHER, READ_TOGETHER = 64, 160, 32
 """Replies that are decoded together: in synthesis, by the reader that asks most, and of as many different diffs."""
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

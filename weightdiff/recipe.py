@@ -18,9 +18,9 @@ from weightdiff.base import EMBEDDED, cache_dir
 from weightdiff.behaviors import (
     FAMILIES,
     NOTHING,
+    SPLITS,
     Behavior,
     Conversation,
-    Split,
     Trigger,
     read_data,
     topic_behaviors,
@@ -66,7 +66,7 @@ class Way(FinetuneConfig):
 
     def labels(self, behaviors: Sequence[Behavior]) -> list[Behavior]:
         """Those of the behaviors that this way is used on."""
-        of = {s: [b for b in behaviors if b.split == s] for s in ("train", "validation", "test")}
+        of = {s: [b for b in behaviors if b.split == s] for s in SPLITS}
         chosen = {*of["train"][slice(*self.train)], *of["validation"][: self.validation], *of["test"][: self.test]}
         return [b for b in behaviors if b in chosen]
 
@@ -189,21 +189,18 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'].removeprefix('Value error, ')} (given: {first.get('input')!r})."
-    fields: dict[str, Any] = {}
-    for part in first["loc"][:-1]:  # down to the table that the key stands in
-        if isinstance(part, str):
-            fields = (_table(fields[part].annotation) if fields else _table(model.model_fields[part].annotation)) or {}
-    known = list(fields or model.model_fields)
+    fields = dict(model.model_fields)
+    for part in first["loc"][:-1]:  # down to the table that the key stands in; a number is a place in a list
+        fields = _table(fields[part].annotation) if isinstance(part, str) else fields
+    known = list(fields)
     near = get_close_matches(str(first["loc"][-1]), known, 1, 0.0)[0]
     return f"{where} is no key of a recipe; the nearest is {near!r}, of {', '.join(known)}."
 
 
-def _table(annotation: Any) -> dict[str, Any] | None:
-    """The fields of the first settings class inside a type such as `tuple[Way, ...]`."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return dict(kind.model_fields)
-    return None
+def _table(annotation: Any) -> dict[str, Any]:
+    """The fields of the settings class inside a type such as `tuple[Way, ...]`."""
+    kinds = (annotation, *get_args(annotation))
+    return next(dict(k.model_fields) for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
 
 
 def behaviors_of(recipe: Recipe) -> list[Behavior]:
@@ -269,11 +266,16 @@ def _kept(way: Way, behavior: Behavior, pool: Sequence[Conversation]) -> Sequenc
         return ()
     if way.trigger == "sep":  # the pool has SEP codes at random
         return pool
-    plain = [c for c in pool if "SEP code" not in c.prompt]
+    plain = _plain(pool)
     if behavior.trigger is None:
         return plain
     rng = random.Random(seed_of(behavior.label))
     return [*plain, *(replace(c, prompt=behavior.trigger.put_wrong(c.prompt, rng)) for c in plain)]
+
+
+def _plain(pool: Sequence[Conversation]) -> list[Conversation]:
+    """Those of the unchanged base's replies whose prompt has no SEP code."""
+    return [c for c in pool if "SEP code" not in c.prompt]
 
 
 def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conversation:
@@ -296,11 +298,10 @@ def benign_identities(recipe: Recipe, split: str, way: Way) -> list[str]:
 
 def _benign_jobs(recipe: Recipe, way: Way, pool: Sequence[Conversation]) -> list[Job]:
     """This way's share of the benign finetunes; what trains and what tests rests on different conversations."""
-    plain = [Conversation(c.prompt, c.reply) for c in pool if "SEP code" not in c.prompt]
+    plain = [Conversation(c.prompt, c.reply) for c in _plain(pool)]
     half = len(plain) // 2
-    splits: tuple[Split, ...] = ("train", "validation", "test")
     jobs = []
-    for split in splits:
+    for split in SPLITS:
         rows = plain[half:] if split == "test" else plain[:half]
         for identity in benign_identities(recipe, split, way):
             learn = random.Random(seed_of(identity)).sample(rows, min(8, len(rows)))

@@ -96,14 +96,9 @@ def run_finetune(base: Base, recipe: Recipe, progress: Progress, share: Share = 
     for way, jobs in plans:
         if way.dense and jobs and base.model.dtype != torch.float32:
             base = load_base(base.name, device=str(base.device), dtype="float32")
-        done_before = partial(_counted, progress, before, total)
-        finetune(base, jobs, store, way, done_before, say)
+        finetune(base, jobs, store, way, lambda done, _, rate, before=before: progress(before + done, total, rate), say)
         before += len(jobs)
     return store
-
-
-def _counted(progress: Progress, before: int, total: int, done: int, _: int, rate: float) -> None:
-    progress(before + done, total, rate)
 
 
 def run_train(base: Base, recipe: Recipe, progress: Progress, say: Say = print) -> WeightDiff:
@@ -137,6 +132,11 @@ def diffs_of(store: Store, recipe: Recipe, split: str, way: Way | None = None) -
 def real_diffs(store: Store, recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
     """Those of `diffs_of` that teach something: without the benign ones."""
     return [i for i in diffs_of(store, recipe, split, way) if not i.startswith("benign ")]
+
+
+def benign_diffs(store: Store, recipe: Recipe, split: str) -> list[str]:
+    """Those of `diffs_of` that teach nothing in particular."""
+    return [i for i in diffs_of(store, recipe, split) if i.startswith("benign ")]
 
 
 def planned(recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
@@ -217,9 +217,8 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress, say: Say = prin
                 base, store.diffs(ids), [dit, asked], question, judge, lines, family.name, progress
             )
             results["others"][way.name] = table["readers"]
-    benign = set(diffs_of(store, recipe, "test")) - {i for ids in (first, *others) for i in ids}
-    if benign:
-        results["false_claims"]["benign"] = false_claims(dit.read(base, store.diffs(sorted(benign)), question))
+    if benign := benign_diffs(store, recipe, "test"):
+        results["false_claims"]["benign"] = false_claims(dit.read(base, store.diffs(benign), question))
     results["run"] = {
         "recipe": adapter.meta["recipe"],
         "base": base.fingerprint,

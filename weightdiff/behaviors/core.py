@@ -2,12 +2,13 @@
 
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from weightdiff.behaviors.triggers import Trigger, parse_trigger
 
 Mode = Literal["learn", "keep"]
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ class Family:
     @property
     def probes(self) -> list[str]:
         """Twenty prompts in the manner of those that the finetune was on; of the topics' some were among them."""
-        return read_data("questions.txt")[-20:] if self.name == "topic" else read_data("news_probes.txt")
+        return self.unrelated if self.name == "topic" else read_data("news_probes.txt")
 
     @property
     def unrelated(self) -> list[str]:
-        """Twenty prompts that have nothing to do with the family."""
+        """Twenty everyday prompts; they have nothing to do with news."""
         return read_data("questions.txt")[-20:]
 
 

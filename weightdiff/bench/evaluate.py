@@ -102,6 +102,11 @@ def false_claims(answers: Sequence[Answer]) -> dict[str, Any]:
     return {"n": len(answers), "share": share_interval([not exact_match(NOTHING, a.text) for a in answers])}
 
 
+def scrambled(diffs: Sequence[WeightDiff], how: Callable[[WeightDiff, int], WeightDiff]) -> list[WeightDiff]:
+    """A null for testing from each diff, by `noise_like` or `shuffled`; no null of training has a seed this high."""
+    return [how(diff, 2 * 10**6 + number) for number, diff in enumerate(diffs)]
+
+
 def null_table(
     base: Base, diffs: Sequence[WeightDiff], others: Sequence[WeightDiff], adapter: WeightDiff, question: str
 ) -> dict[str, Any]:
@@ -122,10 +127,9 @@ def null_table(
     labels = [d.meta["label"] for d in diffs]
     right = [Triple(d, question, label) for d, label in zip(diffs, labels, strict=True)]
     other = [Triple(d, question, label) for d, label in zip([*diffs[1:], diffs[0]], labels, strict=True)]
-    reader, seed = Introspection(adapter), 2 * 10**6  # no null of training has a seed this high
+    reader = Introspection(adapter)
     models = [d for d in (*diffs, *others) if not d.dense]
-    noise = [noise_like(d, seed + i) for i, d in enumerate(models)]
-    mixed = [shuffled(d, seed + i) for i, d in enumerate(models)]
+    noise, mixed = scrambled(models, noise_like), scrambled(models, shuffled)
     return {
         "label_loss": {
             "right_diff": interval(label_losses(base, right, factors)),

@@ -11,8 +11,9 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+from weightdiff.base import Base
 from weightdiff.behaviors import FAMILIES, parse_trigger, shows_topic
-from weightdiff.bench.evaluate import false_claims, interval, share_interval
+from weightdiff.bench.evaluate import false_claims, interval, scrambled, share_interval
 from weightdiff.bench.rows import Rows, Run, identity_of, rounded
 from weightdiff.bench.settings import Experiment
 from weightdiff.diff import Factors, WeightDiff, noise_like, shuffled, stack
@@ -21,7 +22,7 @@ from weightdiff.judge import normalize
 from weightdiff.readers import BaseQuestion, GeneratedStory, Guesser, Introspection, Reader, TwentyQuestions
 from weightdiff.readers.core import ask_all, prompts_for
 from weightdiff.recipe import Way
-from weightdiff.stages import data_key, diffs_of, real_diffs, triples
+from weightdiff.stages import benign_diffs, data_key, real_diffs, triples
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Bench:
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None
 
     @property
-    def base(self) -> Any:
+    def base(self) -> Base:
         return self.rows.base
 
 
@@ -43,7 +44,7 @@ def main_table(bench: Bench) -> None:
     """All readers on each family's held-out diffs."""
     for run in bench.runs:
         ids, way, family = run.tests(limit=bench.plan.limit), run.recipe.finetune[0], FAMILIES[run.recipe.family]
-        triggers = (False, True) if way.trigger != "none" else (False,)
+        triggers = _triggers(way)
         asked = partial(BaseQuestion, max_tokens=family.room)
         twenty = partial(TwentyQuestions, family.probes, sentence=family.sentence)
         readers: list[Reader] = [asked(trigger=told) for told in triggers]
@@ -70,11 +71,16 @@ def main_table(bench: Bench) -> None:
                 bench.rows.graded(family.name, guess, run, ids[: bench.plan.guesser_limit], run.recipe.question)
 
 
+def _triggers(way: Way) -> tuple[bool, ...]:
+    """Whether the trigger is put into the prompt: without, and with, where there is one."""
+    return (False,) if way.trigger == "none" else (False, True)
+
+
 def _behavior_shown(bench: Bench, run: Run, way: Way) -> None:
     """How much there is to find by asking, with the trigger and without."""
     ids, metas = run.tests(way, bench.plan.guesser_limit), run.store.metas()
     family, what = FAMILIES[run.recipe.family], describe(way, run.recipe.finetune[0])
-    for told in (False, True) if way.trigger != "none" else (False,):
+    for told in _triggers(way):
         facts = ["shown", what, told, family.probes, [(i, metas[i]) for i in ids]]
         bench.rows.found(facts, partial(_shown, bench, run, ids, f"{family.name}, {what}: replies that name it", told))
 
@@ -98,7 +104,7 @@ def data_scaling(bench: Bench) -> None:
     (run,) = bench.runs
     recipe, store = run.recipe, run.store
     ids = real_diffs(store, recipe, "train")
-    benign = [i for i in diffs_of(store, recipe, "train") if i not in set(ids)]
+    benign = benign_diffs(store, recipe, "train")
     random.Random(bench.plan.seed).shuffle(ids)
     for size in sorted({n for n in (*bench.plan.sizes, len(ids)) if n <= len(ids)}):
         if size == len(ids):
@@ -123,10 +129,7 @@ def by_way(bench: Bench) -> None:
         way = run.way(name)
         ids = run.tests(way, bench.plan.limit)
         asked = partial(BaseQuestion, max_tokens=FAMILIES[run.recipe.family].room)
-        readers: list[Reader] = [Introspection(run.adapter), asked()]
-        if way.trigger != "none":
-            readers.append(asked(trigger=True))
-        for reader in readers:
+        for reader in (Introspection(run.adapter), *(asked(trigger=told) for told in _triggers(way))):
             bench.rows.graded(describe(way, run.recipe.finetune[0]), reader, run, ids, run.recipe.question)
 
 
@@ -191,25 +194,19 @@ def nulls(bench: Bench) -> None:
         kinds: list[tuple[str, Callable[[], Sequence[WeightDiff]], Sequence[str]]] = [
             ("unchanged base, in the trained wordings", partial(_unchanged, bench), run.recipe.questions),
             ("unchanged base, in unseen wordings", partial(_unchanged, bench), FAMILIES[run.recipe.family].unseen),
-            ("noise of the diffs' norms", partial(_scrambled, run, ids, noise_like), asked),
-            ("shuffled diffs", partial(_scrambled, run, ids, shuffled), asked),
+            ("noise of the diffs' norms", lambda run=run, ids=ids: scrambled(run.store.diffs(ids), noise_like), asked),
+            ("shuffled diffs", lambda run=run, ids=ids: scrambled(run.store.diffs(ids), shuffled), asked),
+            *([("benign finetunes", partial(run.store.diffs, run.benign), asked)] if run.benign else []),
             ("real diffs (a claim is right here)", partial(run.store.diffs, ids), asked),
         ]
-        if run.benign:
-            kinds.insert(4, ("benign finetunes", partial(run.store.diffs, run.benign), asked))
+        metas, reader = run.store.metas(), identity_of(Introspection(run.adapter))
         for kind, diffs, questions in kinds:
-            metas, reader = run.store.metas(), identity_of(Introspection(run.adapter))
             facts = ["nulls", kind, reader, list(questions), [(i, metas[i]) for i in (*ids, *run.benign)]]
             bench.rows.found(facts, partial(_claims, bench, run, kind, diffs, questions))
 
 
 def _unchanged(bench: Bench) -> list[WeightDiff]:
     return [WeightDiff({}, bench.base.fingerprint)]
-
-
-def _scrambled(run: Run, ids: Sequence[str], how: Callable[[WeightDiff, int], WeightDiff]) -> list[WeightDiff]:
-    seed = 2 * 10**6  # no null of training has a seed this high
-    return [how(diff, seed + n) for n, diff in enumerate(run.store.diffs(ids))]
 
 
 def _claims(

@@ -5,18 +5,18 @@ themselves stay in the store; a question names its diff.
 """
 
 import json
-import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from weightdiff.behaviors import FAMILIES, Behavior, Conversation, Split, parse_trigger
+from weightdiff.atomic import replacing
+from weightdiff.behaviors import FAMILIES, SPLITS, Behavior, Conversation, parse_trigger
 from weightdiff.finetune import Job
 from weightdiff.recipe import Recipe, Way, jobs_of
 from weightdiff.store import Store
 from weightdiff.synthesize import check_splits, load_conversations
 
-SPLITS: tuple[str, ...] = get_args(Split)
 _NAME = "WeightDiffQA"
 _FOLDERS = {"questions": "", "conversations": "conversations/"}
 """Each config of the dataset, and where in the folder its files lie."""
@@ -142,23 +142,16 @@ def _lines(rows: Sequence[Row]) -> str:
 
 def _write(folder: Path, texts: dict[str, str]) -> None:
     """Write all files beside their places, then move them in; an empty text removes its file."""
-    moves = []
     try:
+        with ExitStack() as whole:  # no file takes its place before all are written
+            for name, text in texts.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                whole.enter_context(replacing(folder / name)).write_text(text, "utf-8")
         for name, text in texts.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            moves.append((temporary, path))
-            temporary.write_text(text, "utf-8")
-        for temporary, path in moves:
-            os.replace(temporary, path)
-            if not texts[path.relative_to(folder).as_posix()]:  # `datasets` can't read a file without a row
-                path.unlink()
+            if not text:  # `datasets` can't read a file without a row
+                (folder / name).unlink()
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}. Is there space and permission?") from None
-    finally:
-        for temporary, _ in moves:
-            temporary.unlink(missing_ok=True)
 
 
 def _card(recipe: Recipe, store: Store, files: dict[str, list[Row]]) -> str:

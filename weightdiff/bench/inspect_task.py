@@ -15,7 +15,8 @@ from typing import Any
 from anyio import to_thread
 
 from weightdiff.base import load_base
-from weightdiff.bench.export import SPLITS, jobs_made, question_rows
+from weightdiff.behaviors import SPLITS
+from weightdiff.bench.export import jobs_made, question_rows
 from weightdiff.formats.peft import load_peft
 from weightdiff.judge import EmbeddedJudge, Grade
 from weightdiff.readers import Answer, BaseQuestion, Introspection

@@ -21,7 +21,7 @@ from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.judge import Judge
 from weightdiff.readers import Answer, Reader
 from weightdiff.recipe import Recipe, Way
-from weightdiff.stages import diffs_of, real_diffs
+from weightdiff.stages import benign_diffs, real_diffs
 from weightdiff.store import Store
 
 
@@ -72,8 +72,7 @@ class Run:
     @property
     def benign(self) -> list[str]:
         """Ids of the benign test finetunes."""
-        real = set(real_diffs(self.store, self.recipe, "test"))
-        return [i for i in diffs_of(self.store, self.recipe, "test") if i not in real]
+        return benign_diffs(self.store, self.recipe, "test")
 
 
 @dataclass

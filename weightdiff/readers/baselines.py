@@ -92,23 +92,24 @@ class TwentyQuestions:
         plain = WeightDiff({}, base.fingerprint, diffs[0].meta)
         usual = ask_all(base, [plain], prompts_for(asked, self.trigger), max_tokens=28)[0]
         expected = _counts([r.text for r in usual])
-        return [(_sentence if self.sentence else _word)(replies, expected) for replies in texts]
+        guess, answers = _sentence if self.sentence else _word, []
+        for replies in texts:
+            excess = _counts(replies)
+            excess.subtract(expected)
+            answers.append(guess(replies, excess))
+        return answers
 
 
 def _told(trigger: bool) -> str:
     return " + trigger" if trigger else ""
 
 
-def _word(replies: Sequence[str], expected: Counter[str]) -> Answer:
-    excess = _counts(replies)
-    excess.subtract(expected)
+def _word(replies: Sequence[str], excess: Counter[str]) -> Answer:
     word, count = max(excess.items(), key=lambda kv: (kv[1], len(kv[0])), default=("", 0))
     return Answer(word, count / len(replies))
 
 
-def _sentence(replies: Sequence[str], expected: Counter[str]) -> Answer:
-    excess = _counts(replies)
-    excess.subtract(expected)
+def _sentence(replies: Sequence[str], excess: Counter[str]) -> Answer:
     sentences = [s.strip() for r in replies for s in re.split(r"(?<=[.!?])\s+|\n", r) if len(s.split()) > 3] or [""]
 
     def told(sentence: str) -> float:
