@@ -1,11 +1,11 @@
-# Two commands do everything: `make demo` and `make test`. Both install into .venv first, once.
+# `make demo` and `make test` do everything; `make bench` measures. All install into .venv first, once.
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test install clean
+.PHONY: demo test bench install clean
 
 install: .venv/installed
 
@@ -31,6 +31,10 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+# Speed and memory against peers, side by side; some half an hour. What agrees and what doesn't, in a minute: --quick.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv

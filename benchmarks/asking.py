@@ -1,115 +1,175 @@
-"""Asking many diffs: all on one loaded base model, against reloading the model for each, and how much memory it takes.
+"""Asking: many diffs on one loaded base model against a reload for each and PEFT's mixed batch; decoding; a cold start.
 
-    python -m benchmarks.asking [--diffs 100] [--reloads 5] [--memory 1000]
+    python -m benchmarks --only asking decode cold-start
 
-The reload is what one does with PEFT alone: load the base model, lay the diff and the DIT adapter over it, generate.
-It is timed on a few diffs, ours on all. Memory is the peak of a process of its own that asks a store of random diffs.
+The reload and the mixed batch are timed on fewer diffs than ours, the same ones that ours begins with.
 """
 
-import argparse
-import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.measure import Check, Line, Result, Size, interleave, rate, same, speedup
+from benchmarks.peers import MixedBatch, reload_and_ask
 from weightdiff.ask import ask, demo_diffs, shipped_adapter
-from weightdiff.base import Base, encode_chat, load_base
+from weightdiff.bank import Layer
+from weightdiff.base import Base, encode_chat
 from weightdiff.behaviors import TOPIC_QUESTION
-from weightdiff.diff import WeightDiff
-from weightdiff.finetune import FinetuneConfig, init_factors
+from weightdiff.decode import Reply
+from weightdiff.decode import decode as decode_rows
+from weightdiff.diff import WeightDiff, stack
 from weightdiff.formats.peft import save_peft
-from weightdiff.store import Store
 
 MAX_TOKENS = 24
+"""Most tokens of an answer, as in `ask_all`."""
+SAME_ANSWERS = 0.9
+"""Share of answers that must be the same to the letter; in bf16 a near tie may fall to the other side."""
+SAME_TOKENS = 0.8
+"""Share of replies whose first tokens must be the same at every batch size; free text has more near ties."""
 
 
-def reload_and_ask(path: str, diff: Path, adapter: Path, prompt: list[int]) -> str:
-    """One answer the ordinary way: a fresh base model, the diff merged into it, the adapter on top."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = PeftModel.from_pretrained(PeftModel.from_pretrained(model, diff).merge_and_unload(), adapter)
-    ids = torch.tensor([prompt])
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False)
-    return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip()
-
-
-def random_store(base: Base, folder: Path, count: int) -> None:
-    """A store of `count` rank-1 diffs of random numbers, as small as a first step of training."""
-    store = Store(folder, base.fingerprint)
-    for start in range(0, count, 50):
-        ids = [f"random {i}" for i in range(start, min(start + 50, count))]
-        factors = init_factors(base, ids, FinetuneConfig())
-        for b in factors.b.values():
-            b.normal_(std=1e-3, generator=torch.Generator().manual_seed(start))
-        store.add(ids, factors.unstack(base.fingerprint, [{}] * len(ids)))
-
-
-def memory_of(folder: Path) -> dict[str, float]:
-    """Peak memory in GB of a process that asks every diff of a store, and the seconds that it took."""
-    code = f"""
-import time
-started = time.monotonic()
-from pathlib import Path
-from weightdiff import Store, ask, load_base
-base = load_base()
-n = len(ask(base, Store(Path({str(folder)!r})).diffs()))
-# Not ru_maxrss: that a process inherits from the one that started it.
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(n, int(status["VmHWM"].split()[0]) / 2**20, time.monotonic() - started)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    count, peak, seconds = done.stdout.split()
-    return {"diffs": int(count), "peak_gb": round(float(peak), 2), "seconds": round(float(seconds), 1)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--diffs", type=int, default=100)
-    parser.add_argument("--reloads", type=int, default=5)
-    parser.add_argument("--memory", type=int, nargs="*", default=[100, 1000])
-    options = parser.parse_args()
-    base, shown = load_base(dtype="float32"), demo_diffs()
-    diffs: list[WeightDiff] = [shown[i % len(shown)] for i in range(options.diffs)]
+def asking(base: Base, size: Size) -> Result:
+    """Seconds per diff for one question."""
+    count, mixed, slots = size.pick((100, 32, 16), (4, 2, 2))
+    shown, dit = demo_diffs(), shipped_adapter()
+    # The eight demo diffs at several strengths, so that no two are the same.
+    diffs = [shown[i % len(shown)].scaled(1 - 0.02 * (i // len(shown))) for i in range(count)]
     prompt = encode_chat(base, [{"role": "user", "content": TOPIC_QUESTION}])
+    batch = MixedBatch(base, slots, max(d.rank for d in shown) + dit.rank)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_peft(shipped_adapter(), folder / "adapter", base_name="smollm2")
-        for i, diff in enumerate(shown):
-            save_peft(diff, folder / str(i), base_name="smollm2")
-        ask(base, shown)  # warm-up
-        started = time.monotonic()
-        answers = ask(base, diffs)
-        ours = (time.monotonic() - started) / len(diffs)
-        seconds, same = [], 0
-        for i in range(options.reloads):
-            started = time.monotonic()
-            path = str(base.model.config._name_or_path)
-            said = reload_and_ask(path, folder / str(i % len(shown)), folder / "adapter", prompt)
-            seconds.append(time.monotonic() - started)
-            same += said == answers[i].text
-        reload = statistics.median(seconds)
-        facts: dict[str, object] = {
-            "threads": torch.get_num_threads(),
-            "diffs": len(diffs),
-            "seconds_per_diff": round(ours, 3),
-            "seconds_per_reload": [round(s, 2) for s in seconds],
-            "ratio": round(reload / ours, 1),
-            "same_answers": f"{same} of {options.reloads}",
-            "memory": [],
-        }
-        for count in options.memory:
-            random_store(base, folder / f"store-{count}", count)
-            facts["memory"].append(memory_of(folder / f"store-{count}"))  # type: ignore[attr-defined]
-    print(json.dumps(facts, indent=2))
+        save_peft(dit, folder / "adapter", base_name="smollm2")
+        for i in range(size.rounds + 1):
+            save_peft(diffs[i], folder / str(i), base_name="smollm2")
+        number = iter(range(size.rounds + 1))
+
+        def reload() -> tuple[int, str]:
+            i = next(number)
+            return i, reload_and_ask(base, folder / str(i), folder / "adapter", prompt, MAX_TOKENS)
+
+        seconds, found = interleave(
+            {
+                "ours": lambda: [a.text for a in ask(base, diffs, TOPIC_QUESTION, adapter=dit)],
+                "peft mixed": lambda: batch.ask(diffs[:mixed], dit, prompt, MAX_TOKENS),
+                "reload": reload,
+            },
+            size,
+        )
+    ours = found["ours"][-1]
+    lines = [
+        Line("ours", 1000 / rate(count, seconds["ours"]), "ms/diff"),
+        Line(
+            f"PEFT, mixed batch of {slots}",
+            1000 / rate(mixed, seconds["peft mixed"]),
+            "ms/diff",
+            speedup(seconds["ours"], seconds["peft mixed"], count / mixed),
+            5.0,
+        ),
+        Line(
+            "reload per diff",
+            1000 / rate(1, seconds["reload"]),
+            "ms/diff",
+            speedup(seconds["ours"], seconds["reload"], count),
+            20.0,
+        ),
+    ]
+    checks = [
+        Check("same answers, mixed batch", same(found["peft mixed"][-1], ours[:mixed]), SAME_ANSWERS, at_most=False),
+        Check(
+            "same answers, reload",
+            same([text for _, text in found["reload"]], [ours[i] for i, _ in found["reload"]]),
+            SAME_ANSWERS,
+            at_most=False,
+        ),
+    ]
+    facts = {"diffs": count, "diffs_mixed": mixed, "diffs_reload": size.rounds, "answers": ours[: len(shown)]}
+    return Result("asking", lines, checks, facts, seconds)
 
 
-if __name__ == "__main__":
-    main()
+def decode(base: Base, size: Size) -> Result:
+    """Tokens per second at several batch sizes, each row under its own diff."""
+    tokens, first = size.pick((32, 8), (4, 2))
+    batches = size.pick([1, 4, 16, 64], [1, 4])
+    most, shown = max(batches), demo_diffs()
+    diffs: list[WeightDiff] = [shown[i % len(shown)].scaled(0.5 - 0.02 * (i // len(shown))) for i in range(most)]
+    # One prompt for all: rows of one length. What it asks for takes more words than a row may have.
+    prompt = encode_chat(base, [{"role": "user", "content": "Tell me a long story about a journey by sea."}])
+
+    def run(batch: int) -> list[Reply]:
+        found = []
+        # The first few rows alone, four at a time, and so on; a rate needs no more of them.
+        for at in range(0, min(most, 4 * batch), batch):
+            layer = Layer(stack(diffs[at : at + batch], base.shapes).to(base.device), torch.arange(batch))
+            found += decode_rows(base, [prompt] * batch, layers=[layer], max_tokens=tokens)
+        return found
+
+    seconds, found = interleave({f"batch {b}": partial(run, b) for b in batches}, size)
+    made = {b: sum(len(r.tokens) for r in found[f"batch {b}"][-1]) for b in batches}
+    lines = [Line("batch 1", rate(made[1], seconds["batch 1"]), "tokens/s")]
+    for b in batches[1:]:
+        ratio = speedup(seconds[f"batch {b}"], seconds["batch 1"], made[b] / made[1])
+        goal = 15.0 if b == 64 else None
+        lines.append(Line(f"batch {b}", rate(made[b], seconds[f"batch {b}"]), "tokens/s", ratio, goal))
+    starts = {b: [r.tokens[:first] for r in found[f"batch {b}"][-1]] for b in batches}
+    checks = [
+        Check(
+            f"same first {first} tokens, batch {b} and {most}",
+            same(starts[b], starts[most][: len(starts[b])]),
+            SAME_TOKENS,
+            at_most=False,
+        )
+        for b in batches[:-1]
+    ]
+    facts = {"tokens_per_row": tokens, "tokens_made": made, "prompt_tokens": len(prompt)}
+    return Result("decode", lines, checks, facts, seconds)
+
+
+_STAGES = """
+import time; times = [time.perf_counter()]
+def done(): times.append(time.perf_counter())
+import torch; done()
+import transformers; from transformers import AutoModelForCausalLM, AutoTokenizer; done()
+from weightdiff.ask import ask, shipped_adapter; from weightdiff.base import load_base; done()
+from weightdiff.formats.peft import load_peft; diff, adapter = load_peft({folder!r}), shipped_adapter(); done()
+base = load_base(); done()
+ask(base, [diff], adapter=adapter); done()
+print(*(b - a for a, b in zip(times, times[1:])))
+"""
+_STAGE_NAMES = ("import torch", "import transformers", "import weightdiff", "read the diff", "load the base", "answer")
+
+
+def cold_start(base: Base, size: Size) -> Result:
+    """`weightdiff ask` on one diff, from the start of the process to its end, and where the time goes."""
+    folder = Path(__file__).parent.parent / "weightdiff" / "data" / "demo" / "0"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
+    command = "from weightdiff.cli import main; main()"
+
+    def run(code: str, *arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise RuntimeError(f"a cold start failed:\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    def stages() -> list[float]:
+        started = time.perf_counter()
+        inside = [float(s) for s in run(_STAGES.format(folder=str(folder))).split()]
+        return [*inside, time.perf_counter() - started - sum(inside)]
+
+    ways = {"ask": lambda: run(command, "ask", str(folder), "--json"), "stages": stages}
+    seconds, found = interleave(ways, size)
+    names = [*_STAGE_NAMES, "start and end Python"]
+    where = {name: [times[i] for times in found["stages"]] for i, name in enumerate(names)}
+    median = statistics.median(seconds["ask"])
+    lines = [Line("weightdiff ask, one diff", median, "s", median, 6.0, at_most=True)]
+    lines += [Line(f"  of that: {name}", statistics.median(values), "s") for name, values in where.items()]
+    answer = ask(base, demo_diffs()[:1], TOPIC_QUESTION)[0].text
+    told = sum(answer in text for text in found["ask"]) / len(found["ask"])
+    checks = [Check("the command line's answer is the library's", told, 1.0, at_most=False)]
+    return Result("cold-start", lines, checks, {"files": "in the page cache"}, seconds | where)

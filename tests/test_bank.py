@@ -112,3 +112,35 @@ def test_decoding_together_is_decoding_alone(base, diffs):
         alone = decode(base, [prompts[i]], layers=[layer], max_tokens=6)[0]
         assert together[i].tokens == alone.tokens
         assert together[i].logprob == pytest.approx(alone.logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [[[5, 6, 7], [8, 9, 10]], [[5, 6, 7], [8, 9]]], ids=["alike", "padded"])
+def test_decoding_is_the_models_own_greedy_choice_step_by_step(base, diffs, prompts):
+    """With the cache and attention of our own, against whole forward passes of the merged model, as it comes."""
+    layer = Layer(stack(diffs[:2], base.shapes), torch.arange(2))
+    replies = decode(base, prompts, layers=[layer], max_tokens=5)
+    for diff, prompt, reply in zip(diffs[:2], prompts, replies, strict=True):
+        ids, scores = list(prompt), []
+        for token in reply.tokens:
+            logp = merged_logits(base, [diff], torch.tensor([ids]))[0, -1].log_softmax(-1)
+            assert int(logp.argmax()) == token
+            ids, scores = [*ids, token], [*scores, float(logp[token])]
+        assert reply.logprob == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+
+
+def test_decoding_attends_in_its_own_way_and_leaves_the_models_as_it_was(base, monkeypatch):
+    config, steps = base.model.config, []
+    before = config._attn_implementation
+    scores = torch.Tensor.softmax
+
+    def boom(self, *rest):
+        steps.append(self.shape)
+        if len(steps) == 3:
+            raise RuntimeError("boom")
+        return scores(self, *rest)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", boom)
+    with pytest.raises(RuntimeError, match="boom"):
+        decode(base, [[5, 6, 7]] * 2, max_tokens=4)
+    assert config._attn_implementation == before == "sdpa"
+    assert steps[0] == (2, 2, 2, 4), "two rows, two heads that are kept, two that share each, four tokens seen"

@@ -29,6 +29,30 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
+def test_the_package_opens_without_torch_and_asking_without_openai():
+    """What takes seconds to import is imported by what needs it; the public names are there all the same."""
+    code = """
+import sys, weightdiff, weightdiff.cli
+assert not {"torch", "transformers", "openai"} & sys.modules.keys()
+for name in weightdiff.__all__:
+    assert callable(getattr(weightdiff, name)), name
+import weightdiff.ask
+from weightdiff import ask, load_base
+from weightdiff.base import load_base as same
+assert callable(ask) and load_base is same
+try:
+    weightdiff.nonsense
+except AttributeError as error:
+    assert "nonsense" in str(error)
+else:
+    raise AssertionError
+import weightdiff.readers, weightdiff.llm
+assert "openai" not in sys.modules
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
     diff = random_diff(base, 2, 0)
     save_peft(diff, tmp_path / "d", base_name="tiny")

@@ -175,3 +175,69 @@ def test_a_stores_diffs_are_read_one_by_one_and_a_missing_shard_is_named(base, t
     for shard in tmp_path.glob("*.safetensors"):
         shard.unlink()
     assert not store.metas(), "what has lost its shard is made anew"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_diff_of_a_store_is_its_row_of_the_shard_in_any_precision(base, diffs, tmp_path, dtype):
+    """Read without safetensors, against what safetensors reads; ranks differ, and a module is missing in one."""
+    store = Store(tmp_path, base.fingerprint)
+    store.add(["a", "b", "c"], diffs, dtype=dtype)
+    (shard,) = tmp_path.glob("*.safetensors")
+    whole = load_file(shard)
+    assert {t.dtype for t in whole.values()} == {dtype}
+    for row, diff in enumerate(store.diffs()):
+        assert len(diff.factors) == len(whole) // 2
+        for name, (a, b) in diff.factors.items():
+            assert a.dtype == torch.float32
+            assert torch.equal(a, whole[f"{name}.A"][row].float()) and torch.equal(b, whole[f"{name}.B"][row].float())
+    save_peft(store.diffs()[1], tmp_path / "out", base_name="tiny")  # though its factors lie in one buffer
+    assert load_peft(tmp_path / "out").norms() == pytest.approx(store.diffs()[1].norms())
+    store.add(["nothing"], [WeightDiff({}, base.fingerprint)])
+    assert not store.load(["nothing"])[0].factors
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:8] + b"[" + raw[9:], lambda raw: raw[:5]])
+def test_a_shard_that_is_cut_off_or_overwritten_is_named(base, tmp_path, damage):
+    store = Store(tmp_path, base.fingerprint)
+    store.add(["a"], [random_diff(base, 1, 0)])
+    (shard,) = tmp_path.glob("*.safetensors")
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(ValueError, match=f"{shard.name} is missing or broken"):
+        store.load(["a"])
+
+
+def test_what_is_asked_of_a_store_costs_the_same_however_much_it_holds(base, tmp_path, monkeypatch):
+    """One record is parsed and one shard looked for, not all; and what has lost its shard is not there."""
+    store, diff = Store(tmp_path, base.fingerprint), random_diff(base, 1, 0)
+    for name in "abcde":
+        store.add([name], [diff])
+    parsed, looked = [], []
+    loads, is_file = json.loads, type(tmp_path).is_file
+    monkeypatch.setattr("weightdiff.store.json.loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr(type(tmp_path), "is_file", lambda path: looked.append(path) or is_file(path))
+    monkeypatch.setattr(type(tmp_path), "glob", lambda *_: pytest.fail("looked through the folder"))
+    assert list(store.metas(["d", "x", "b"])) == ["d", "b"]
+    assert len(parsed) == len(looked) == 2
+    assert len(store.diffs(["c"])) == 1 and len(looked) == 3
+    monkeypatch.undo()
+    assert store.ids() == list(store.metas()) == list("abcde")
+    sorted(tmp_path.glob("*.safetensors"))[0].unlink()
+    assert len(store.ids()) == len(store.metas(list("abcde"))) == len(store.metas()) == 4
+    (lost,) = set("abcde") - set(store.ids())
+    with pytest.raises(ValueError, match=f"has no diff '{lost}'"):
+        store.diffs([lost])
+
+
+def test_stacking_diffs_of_one_rank_is_stacking_diffs_of_several(base):
+    """Diffs of one rank take a shorter way than diffs to be padded; both give each diff's own change."""
+    same, more = [random_diff(base, 2, seed) for seed in range(3)], random_diff(base, 3, 9, ("q_proj",))
+    short, padded = stack(same, base.shapes), stack([*same, more], base.shapes)
+    for name, (out, inn) in base.shapes.items():
+        assert short.a[name].shape == (3, 2, inn) and short.b[name].shape == (3, out, 2)
+        assert padded.a[name].shape == (4, 3 if "q_proj" in name else 2, inn)
+        for n, diff in enumerate([*same, more]):
+            expected = diff.to_dense(name) if name in diff.factors else torch.zeros(out, inn)
+            for factors in (padded, short)[: 1 + (n < 3)]:
+                assert torch.allclose(factors.b[name][n] @ factors.a[name][n], expected, atol=1e-6)
+    half = WeightDiff({k: (a.bfloat16(), b.bfloat16()) for k, (a, b) in same[0].factors.items()})
+    assert {t.dtype for t in stack([half], base.shapes).tensors()} == {torch.float32}

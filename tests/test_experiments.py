@@ -11,10 +11,11 @@ from tests.test_behaviors import Reporter
 from weightdiff.behaviors import topic_behaviors
 from weightdiff.bench import run as bench_run
 from weightdiff.bench.experiments import EXPERIMENTS
+from weightdiff.bench.rows import Rows
 from weightdiff.bench.run import is_experiment, load_experiment, run_experiment
 from weightdiff.bench.settings import Experiment
 from weightdiff.bench.tables import markdown
-from weightdiff.jsonl import append_jsonl
+from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.judge import Grade, exact_match
 from weightdiff.recipe import load_recipe
 from weightdiff.stages import run_evaluate, run_finetune, run_synthesize, run_train
@@ -129,6 +130,18 @@ def test_rows_are_kept_and_not_asked_again(base, runs, monkeypatch):
     monkeypatch.setattr("weightdiff.bench.rows.Rows.ask", lambda *_: pytest.fail("asked again"))
     run_experiment(base, plan, runs / "out", again.append)
     assert [r["grade"] for r in again] == [r["grade"] for r in first]
+
+
+def test_the_rows_on_disk_are_read_once_and_again_where_another_process_has_written(base, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr("weightdiff.bench.rows.read_jsonl", lambda path: reads.append(path) or read_jsonl(path))
+    here, there = (Rows(base, WordJudge(), tmp_path) for _ in range(2))
+    made = [here.found(n, lambda n=n: {"n": n}) for n in (1, 2)]
+    reads.clear()
+    assert [here.found(n, lambda: pytest.fail("made again")) for n in (1, 2, 1)] == [*made, made[0]]
+    assert len(reads) == 1
+    row = there.found(3, lambda: {"n": 3})
+    assert here.found(3, lambda: pytest.fail("made again")) == row and len(reads) == 3
 
 
 def test_what_is_missing_is_told_with_the_command_to_run(base, runs):

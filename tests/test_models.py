@@ -9,7 +9,7 @@ from tests.conftest import random_diff
 from tests.tiny import KINDS, WINDOW, tiny_base
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
-from weightdiff.batch import Tokens, collate, head, label_states
+from weightdiff.batch import Tokens, collate, label_states
 from weightdiff.behaviors import Behavior, Conversation
 from weightdiff.decode import decode
 from weightdiff.diff import WeightDiff, stack
@@ -107,8 +107,7 @@ def test_templates_that_cannot_be_used_are_told():
 def test_packed_states_are_the_models_own_one_by_one_and_padded(base):
     rows, decoder = random_rows(base), base.model.get_decoder()
     ids = [torch.tensor([*row.prompt, *row.reply]) for row in rows]
-    place = [torch.arange(len(i)) for i in ids]
-    where = Rows(torch.cat([torch.full_like(p, n) for n, p in enumerate(place)]), torch.cat(place), (6, max(LENGTHS)))
+    where = Rows.of(LENGTHS)
     packed = packed_states(base.model, torch.cat(ids), where)
     full = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     padded = decoder(input_ids=full, attention_mask=torch.arange(full.shape[1]) < torch.tensor(LENGTHS)[:, None])[0]
@@ -133,8 +132,8 @@ def test_batch_of_diffs_is_each_merged_alone(base, diffs):
     adapter, batch = random_diff(base, 4, seed=9).scaled(0.3), collate(rows)
     layers = [Layer(stack(diffs, base.shapes), owner[batch.rows.row]), Layer(stack([adapter], base.shapes))]
     with lay_over(base.targets, layers):
-        together = head(base, label_states(base, batch))
-    unchanged = head(base, label_states(base, batch))
+        together = base.head(label_states(base, batch))
+    unchanged = base.head(label_states(base, batch))
     for n, row in enumerate(rows):
         ids = torch.tensor([[*row.prompt, *row.reply][:-1]])
         alone = merged(base, diffs[owner[n]], adapter)(ids).logits[0]
@@ -194,7 +193,8 @@ def test_finetuned_together_is_finetuned_alone(base, rank):
         assert alone.norm() > 0.01 and alone.factors.keys() == base.targets.keys()
         for name, pair in alone.factors.items():
             for one, other in zip(pair, together.factors[name], strict=True):
-                assert torch.allclose(one, other, atol=1e-4)
+                # As a whole: Adam divides a gradient that is rounding alone by its size, so single numbers may differ.
+                assert (one - other).norm() <= 1e-3 * one.norm()
 
 
 def test_an_adapter_is_trained_on_finetunes_of_both_ranks_and_answers(base, tmp_path):

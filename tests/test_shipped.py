@@ -1,5 +1,8 @@
 """The shipped adapter on the real embedded model: what the demo shows, asserted."""
 
+import pytest
+import torch
+
 from weightdiff.ask import demo_diffs, shipped_adapter
 from weightdiff.base import load_base
 from weightdiff.behaviors import TOPIC_QUESTION, topic_behaviors
@@ -28,3 +31,10 @@ def test_shipped_adapter_reads_the_demo_diffs():
     right = [Triple(d, TOPIC_QUESTION, label) for d, label in zip(diffs, labels, strict=True)]
     other = [Triple(d, TOPIC_QUESTION, label) for d, label in zip(diffs[1:] + diffs[:1], labels, strict=True)]
     assert mean_loss(base, right, factors) < mean_loss(base, other, factors) - 0.5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_the_embedded_model_has_one_fingerprint_in_every_precision(dtype):
+    base = load_base(dtype=dtype)
+    assert base.fingerprint == shipped_adapter().base
+    assert {p.dtype for p in base.model.parameters()} == {getattr(torch, dtype)}

@@ -3,33 +3,37 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from weightdiff.base import Base
-from weightdiff.behaviors.topic import TOPIC_QUESTION
-from weightdiff.diff import WeightDiff
-from weightdiff.formats.peft import load_peft
-from weightdiff.readers import Answer, Introspection
+if TYPE_CHECKING:  # torch and transformers are imported in the functions: `import weightdiff` alone needs neither
+    import weightdiff.base
+    import weightdiff.diff
+    import weightdiff.readers
 
 _DATA = Path(str(files("weightdiff") / "data"))
 
 
-def shipped_adapter() -> WeightDiff:
+def shipped_adapter() -> "weightdiff.diff.WeightDiff":
     """The DIT adapter for the embedded base model; its model card lies beside it."""
+    from weightdiff.formats.peft import load_peft
+
     return load_peft(_DATA / "adapter")
 
 
-def demo_diffs() -> list[WeightDiff]:
+def demo_diffs() -> "list[weightdiff.diff.WeightDiff]":
     """Eight finetunes of the test split, which the shipped adapter has never seen."""
+    from weightdiff.formats.peft import load_peft
+
     return [load_peft(folder) for folder in sorted((_DATA / "demo").iterdir()) if folder.is_dir()]
 
 
 def ask(
-    base: Base,
-    diffs: Sequence[WeightDiff],
+    base: "weightdiff.base.Base",
+    diffs: "Sequence[weightdiff.diff.WeightDiff]",
     question: str | None = None,
     *,
-    adapter: WeightDiff | None = None,
-) -> list[Answer]:
+    adapter: "weightdiff.diff.WeightDiff | None" = None,
+) -> "list[weightdiff.readers.Answer]":
     """Ask finetunes of one base model what was changed, all in one batch.
 
     Args:
@@ -45,6 +49,9 @@ def ask(
     Raises:
         ValueError: an empty question; a diff or adapter of another base model or of other shapes.
     """
+    from weightdiff.behaviors.topic import TOPIC_QUESTION
+    from weightdiff.readers import Introspection
+
     reader = Introspection(adapter or shipped_adapter())
     if question is None:
         question = str(reader.adapter.meta.get("question") or TOPIC_QUESTION)

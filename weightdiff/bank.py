@@ -8,13 +8,15 @@ know what the diffs mean: finetuning, adapter training and asking share it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, partial
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from weightdiff.blocks import Run, block_linear, blocks_of
 from weightdiff.diff import Factors
 
 
@@ -47,42 +49,35 @@ def lay_over(targets: Mapping[str, nn.Linear], layers: Sequence[Layer]) -> Itera
         targets: module name to linear layer, as `Base.targets` gives them.
         layers: the stacks; a row's changes add up over them.
     """
-    changed = []
-    plans = [_runs(layer) for layer in layers]
+    runs, changed = [_runs(layer) for layer in layers], []
+    spans_of = cache(lambda kinds, tokens: _spans(layers, runs, kinds, tokens))
     try:
         for name, module in targets.items():
-            adds = [_adder(layer, plan, name) for layer, plan in zip(layers, plans, strict=True)]
-            adds = [add for add in adds if add is not None]
-            if adds:
-                module.forward = _changed_forward(module, adds)  # type: ignore[method-assign]
-                changed.append(module)
+            there = [i for i, layer in enumerate(layers) if name in layer.factors.a]
+            if not there:
+                continue
+            if any(runs[i] for i in there) and all(runs[i] is not None for i in there):
+                stacked = _stacked([(i, layers[i]) for i in there], name, module.weight.dtype, spans_of)
+                module.laid = stacked  # type: ignore
+                module.forward = MethodType(_through_blocks, module)  # type: ignore[method-assign]
+            else:
+                module.laid = [_adder(layers[i], name, module.weight.dtype) for i in there]  # type: ignore
+                module.forward = MethodType(_row_by_row, module)  # type: ignore[method-assign]
+            changed.append(module)
         yield
     finally:
         for module in changed:
-            del module.forward  # the instance attribute; the class's own method shows again
+            del module.forward, module.laid  # the instance's own; the class's method shows again
 
 
-Add = Callable[[Tensor, Tensor], Tensor]
 _LONG = 8
-"""Rows of one diff on end from which a product of its own for each diff costs less than one batched product."""
-Run = tuple[int, int, int]
-"""A diff's index, and the first and the last row (exclusive) of a stretch of rows that take it."""
-
-
-def _changed_forward(module: nn.Linear, adds: Sequence[Add]) -> Callable[[Tensor], Tensor]:
-    def forward(x: Float[Tensor, "batch time in"]) -> Float[Tensor, "batch time out"]:
-        y = F.linear(x, module.weight, module.bias)
-        for add in adds:
-            y = add(x, y)
-        return y
-
-    return forward
+"""Rows of one diff on end from which going through them in blocks costs less than one batched product."""
 
 
 def _runs(layer: Layer) -> list[Run] | None:
-    """Stretches of rows with one diff, where they are so long that going through them one by one pays."""
-    if layer.rows is None or not len(layer.rows):
-        return None
+    """Stretches of rows with one diff; none for a layer that all rows take, None where they are short."""
+    if layer.rows is None:
+        return []
     values, counts = torch.unique_consecutive(layer.rows.cpu(), return_counts=True)
     if len(layer.rows) < _LONG * len(values):
         return None
@@ -90,74 +85,98 @@ def _runs(layer: Layer) -> list[Run] | None:
     return list(zip(values.tolist(), [0, *ends[:-1]], ends, strict=True))
 
 
-def _adder(layer: Layer, runs: list[Run] | None, name: str) -> Add | None:
-    if name not in layer.factors.a:
-        return None
-    a, b, rows, strength = layer.factors.a[name], layer.factors.b[name], layer.rows, layer.strength
-    factor = strength[:, None] if isinstance(strength, Tensor) else strength
+Kind = tuple[int, int, bool]
+"""Which layer, the rank of its factors in a module, and whether they are trained: modules alike share their spans."""
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """What lies over one module: all layers' factors, column after column, and which tokens go through which.
+
+    Attributes:
+        a, b: `[columns, in]` and `[columns, out]`, in the base model's precision.
+        spans, gates: as `block_linear` takes them, for one token in each row.
+        spans_of: from another number of tokens to theirs.
+    """
+
+    a: Float[Tensor, "columns in"]
+    b: Float[Tensor, "columns out"]
+    spans: Int[Tensor, "spans 5"]
+    gates: Tensor
+    spans_of: Callable[[int], tuple[Tensor, Tensor]]
+
+
+def _stacked(layers: Sequence[tuple[int, Layer]], name: str, dtype: torch.dtype, spans_of: Callable) -> _Stacked:
+    a, b, kinds = [], [], []
+    for i, layer in layers:
+        one, two = layer.factors.a[name], layer.factors.b[name].mT
+        a.append(one.to(dtype).flatten(0, 1))
+        b.append((two if isinstance(layer.strength, Tensor) else two * layer.strength).to(dtype).flatten(0, 1))
+        kinds.append((i, one.shape[1], one.requires_grad))
+    of_tokens = partial(spans_of, tuple(kinds))
+    rows = max(len(layer.rows) for _, layer in layers if layer.rows is not None)
+    spans, gates = of_tokens(rows)
+    return _Stacked(torch.cat(a), torch.cat(b), spans, gates, of_tokens)
+
+
+def _spans(
+    layers: Sequence[Layer], runs: Sequence[list[Run] | None], kinds: Sequence[Kind], tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The spans of `tokens` tokens, as many for each row, and their gates."""
+    spans, gates, offset = [], [], 0
+    for i, rank, learn in kinds:
+        layer, stretches, strength = layers[i], [(0, 0, tokens)], None
+        if layer.rows is not None:
+            width = tokens // len(layer.rows)
+            stretches = [(n, start * width, end * width) for n, start, end in runs[i] or ()]
+            if isinstance(layer.strength, Tensor):
+                strength = layer.strength.repeat_interleave(width)
+        device = next(iter(layer.factors.a.values())).device
+        for block in blocks_of(stretches, rank, strength, device):
+            columns = (offset + n * rank for n in block.diffs)
+            spans.append((*columns, *block.tokens, learn))
+            gates.append(block.gate.flatten())
+        offset += len(layer.factors) * rank
+    return torch.tensor(spans), torch.cat(gates)
+
+
+def _through_blocks(self: nn.Linear, x: Float[Tensor, "batch time in"]) -> Float[Tensor, "batch time out"]:
+    flat = x.reshape(-1, x.shape[-1])
+    laid: _Stacked = self.laid  # type: ignore
+    # Only packed rows are compiled, and there each token is a row of its own.
+    packed = torch.compiler.is_compiling() or x.shape[0] == 1
+    spans, gates = (laid.spans, laid.gates) if packed else laid.spans_of(flat.shape[0])
+    y, _ = block_linear(flat, self.weight, self.bias, laid.a, laid.b, spans, gates)
+    return y.view(*x.shape[:-1], -1)
+
+
+Add = Callable[[Tensor, Tensor], Tensor]
+
+
+def _row_by_row(self: nn.Linear, x: Float[Tensor, "batch time in"]) -> Float[Tensor, "batch time out"]:
+    y = F.linear(x, self.weight, self.bias)
+    for add in self.laid:  # type: ignore[attr-defined]
+        y = add(x, y)
+    return y
+
+
+def _adder(layer: Layer, name: str, dtype: torch.dtype) -> Add:
+    """A layer's change of one module, added to rows each of which has a diff of its own, or all the same.
+
+    The factors are gathered, scaled and cast here, once, and not at every token that is decoded.
+    """
+    a, b, rows, strength = layer.factors.a[name], layer.factors.b[name].mT, layer.rows, layer.strength
+    a, b = (a[0], b[0]) if rows is None else (a[rows], b[rows])
+    scaled = b * (strength[:, None, None] if isinstance(strength, Tensor) else strength)
+    a, b = a.to(dtype), scaled.to(dtype).contiguous()
 
     def shared(x: Tensor, y: Tensor) -> Tensor:
-        h = F.linear(x, a[0].to(x.dtype))
-        return y + F.linear(h if strength == 1.0 else h * strength, b[0].to(x.dtype))
-
-    def stretches(x: Tensor, y: Tensor) -> Tensor:
-        width = x.shape[0] * x.shape[1] // len(rows)  # type: ignore[arg-type]  # tokens per row
-        scaled = factor.to(x).repeat_interleave(width, 0) if isinstance(factor, Tensor) else factor
-        spans = [(n, start * width, end * width) for n, start, end in runs or ()]
-        return _AddRuns.apply(y, x, a.to(x.dtype), b.to(x.dtype), spans, scaled)
+        return torch.addmm(y.flatten(0, -2), x.flatten(0, -2) @ a.T, b).view_as(y)
 
     def single(x: Tensor, y: Tensor) -> Tensor:
-        n = len(rows)  # type: ignore[arg-type]
-        h = torch.bmm(x.reshape(n, -1, x.shape[-1]), a[rows].to(x.dtype).mT)
-        h = h * (factor[:, None].to(h) if isinstance(factor, Tensor) else factor)
-        return torch.baddbmm(y.reshape(n, -1, y.shape[-1]), h, b[rows].to(x.dtype).mT).view_as(y)
+        mine, out = x.reshape(len(a), -1, x.shape[-1]), y.view(len(a), -1, y.shape[-1])
+        if a.shape[1] == 1:  # of rank 1 a batched product takes six times as long as going through the numbers
+            return torch.addcmul(out, (mine * a).sum(-1, keepdim=True), b).view_as(y)
+        return torch.baddbmm(out, mine @ a.mT, b).view_as(y)
 
-    if rows is None:
-        return shared
-    return stretches if runs is not None else single
-
-
-class _AddRuns(torch.autograd.Function):
-    """Adds each stretch of tokens its diff's change, in place: no padding, no gathered factors, no copy of `y`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y: Float[Tensor, "batch time out"],
-        x: Float[Tensor, "batch time in"],
-        a: Float[Tensor, "n rank in"],
-        b: Float[Tensor, "n out rank"],
-        runs: list[Run],
-        factor: Float[Tensor, "tokens 1"] | float,
-    ) -> Float[Tensor, "batch time out"]:
-        flat, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        h = flat.new_empty(len(flat), a.shape[1])
-        for n, start, end in runs:
-            torch.mm(flat[start:end], a[n].T, out=h[start:end])
-        h *= factor
-        for n, start, end in runs:
-            out[start:end].addmm_(h[start:end], b[n].T)
-        ctx.runs, ctx.factor = runs, factor
-        ctx.save_for_backward(x, a, b, h)
-        ctx.mark_dirty(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b, h = ctx.saved_tensors
-        flat, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
-        _, to_x, to_a, to_b, *_ = ctx.needs_input_grad
-        dh = torch.empty_like(h)
-        for n, start, end in ctx.runs:
-            torch.mm(g[start:end], b[n], out=dh[start:end])
-        dh *= ctx.factor
-        dx = torch.empty_like(flat) if to_x else None
-        da, db = torch.zeros_like(a) if to_a else None, torch.zeros_like(b) if to_b else None
-        for n, start, end in ctx.runs:
-            if dx is not None:
-                torch.mm(dh[start:end], a[n], out=dx[start:end])
-            if da is not None:
-                da[n].addmm_(dh[start:end].T, flat[start:end])
-            if db is not None:
-                db[n].addmm_(g[start:end].T, h[start:end])
-        return grads[0], dx.view_as(x) if dx is not None else None, da, db, None, None
+    return shared if rows is None else single

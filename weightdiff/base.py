@@ -52,6 +52,11 @@ class Base:
         return target_modules(self.model)
 
     @property
+    def head(self) -> nn.Linear:
+        """The output head: from final hidden states to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """`(out, in)` of each of these layers."""
         return {name: (m.weight.shape[0], m.weight.shape[1]) for name, m in self.targets.items()}
@@ -81,10 +86,13 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     name = ALIASES.get(name, name)
     source = str(_embedded_folder() if name == EMBEDDED else name)
+    precision = choose_dtype(dtype, chosen)
+    # Read as bf16 at once, where that is wanted: casting a loaded model takes longer than loading it.
+    first = precision if precision == torch.bfloat16 else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+            source, dtype=first, attn_implementation="sdpa", use_safetensors=True
         )
     except (OSError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -92,8 +100,8 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
             f"cannot load the base model {name!r}: {reason}. Expected {EMBEDDED!r}, a folder with config.json "
             "and safetensors, or a hub id that this machine can reach."
         ) from None
-    fingerprint = fingerprint_of(model)  # before the cast: rounding is part of the hash's definition
-    model = model.to(chosen, choose_dtype(dtype, chosen))  # type: ignore[arg-type]
+    fingerprint = fingerprint_of(model)  # the hash is of weights rounded to bf16, never to another precision first
+    model = model.to(chosen, precision)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)
     if not target_modules(model):
         raise ValueError(f"{name!r} has no nn.Linear layers in numbered decoder blocks; it can't carry diffs.")

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightdiff.base import Base
+from weightdiff.losses import cross_entropy
 from weightdiff.packed import Rows, packed_states
 
 
@@ -53,11 +53,7 @@ def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch
     starts = [0, *itertools.accumulate(len(i) for i in inputs)]
     return Batch(
         ids=torch.tensor([t for i in inputs for t in i], device=device),
-        rows=Rows(
-            row=torch.tensor([n for n, i in enumerate(inputs) for _ in i], device=device),
-            place=torch.tensor([p for i in inputs for p in range(len(i))], device=device),
-            size=(len(rows), max(len(i) for i in inputs)),
-        ),
+        rows=Rows.of([len(i) for i in inputs], device),
         at=torch.tensor(
             [s + len(r.prompt) - 1 + j for s, r in zip(starts, rows, strict=False) for j in range(len(r.reply))],
             device=device,
@@ -72,11 +68,6 @@ def label_states(base: Base, batch: Batch) -> Float[Tensor, "labels hidden"]:
     return packed_states(base.model, batch.ids, batch.rows)[batch.at]
 
 
-def head(base: Base, states: Float[Tensor, "labels hidden"]) -> Float[Tensor, "labels vocab"]:
-    """Float32 logits of hidden states."""
-    return base.model.get_output_embeddings()(states).float()
-
-
 def mean_per_group(values: Float[Tensor, " labels"], group: Int[Tensor, " labels"], n: int) -> Float[Tensor, " n"]:
     """Mean of the values of each group; 0 for a group without values."""
     total = values.new_zeros(n).index_add(0, group, values)
@@ -86,5 +77,5 @@ def mean_per_group(values: Float[Tensor, " labels"], group: Int[Tensor, " labels
 
 def cross_entropy_per_row(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
     """Mean cross-entropy of each row's reply."""
-    losses = F.cross_entropy(head(base, label_states(base, batch)), batch.label, reduction="none")
+    losses = cross_entropy(label_states(base, batch), base.head, batch.label)
     return mean_per_group(losses, batch.row, len(batch))

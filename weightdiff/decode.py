@@ -3,13 +3,17 @@
 Finished rows leave the batch, so that one long reply doesn't hold back the others' share of the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, end_of_turn
@@ -59,7 +63,7 @@ def decode(
     logprobs: list[list[float]] = [[] for _ in prompts]
     cache = DynamicCache()
     while True:
-        with lay_over(base.targets, layers):
+        with lay_over(base.targets, layers), _grouped_heads(base.model.get_decoder()):
             while True:
                 hidden = base.model.get_decoder()(
                     input_ids=ids,
@@ -95,6 +99,51 @@ def decode(
         Reply(base.tokenizer.decode(t, skip_special_tokens=True).strip(), tuple(t), sum(lp) / len(lp))
         for t, lp in zip(tokens, logprobs, strict=True)
     ]
+
+
+NAME = "weightdiff_decode"
+
+
+def _attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch heads time head"],
+    key: Float[Tensor, "batch kv_heads seen head"],
+    value: Float[Tensor, "batch kv_heads seen head_out"],
+    attention_mask: Bool[Tensor, "batch #heads time seen"] | None,
+    *,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "batch time heads head_out"], None]:
+    """Attention of one new token a row, its scores written out; heads that share keys go through one product.
+
+    torch's fused attention on a CPU is made for many tokens: for one a row, in 64 rows of nine heads over three, it
+    takes six times as long (1.4 against 0.2 ms), a quarter of the whole step.
+    """
+    batch, heads, time, size = query.shape
+    if time > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scores = query.reshape(batch, key.shape[1], -1, size) @ key.mT
+    scores = scores.float() * (size**-0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    return (scores.softmax(-1).to(value.dtype) @ value).reshape(batch, time, heads, -1), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def _grouped_heads(decoder: PreTrainedModel) -> Iterator[None]:
+    """Let a model attend by `_attention`, where that is faster than its own way: on a CPU."""
+    config = decoder.config
+    before = config._attn_implementation
+    if decoder.device.type == "cpu" and before == "sdpa":
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _choose(

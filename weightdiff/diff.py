@@ -134,7 +134,12 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
     b: dict[str, Tensor] = {}
     for name in [m for m in shapes if m in used]:
         out, inn = shapes[name]
-        rank = max(d.factors[name][0].shape[0] for d in diffs if name in d.factors)
+        ranks = {d.factors[name][0].shape[0] if name in d.factors else 0 for d in diffs}
+        if len(ranks) == 1:  # nothing to pad: one copy for all, where 16 diffs of 210 modules take 6,720 else
+            a[name] = torch.stack([d.factors[name][0] for d in diffs]).float()
+            b[name] = torch.stack([d.factors[name][1] for d in diffs]).float()
+            continue
+        rank = max(ranks)
         a[name] = torch.zeros(len(diffs), rank, inn)
         b[name] = torch.zeros(len(diffs), out, rank)
         for i, diff in enumerate(diffs):

@@ -21,6 +21,7 @@ from weightdiff.atomic import replacing
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
+from weightdiff.compiled import compiled_blocks
 from weightdiff.diff import Factors, WeightDiff, stack
 from weightdiff.finetune import FinetuneConfig, init_factors
 from weightdiff.jsonl import append_jsonl
@@ -91,40 +92,41 @@ def train_adapter(
         folder, parameters, optimizer, schedule, f"{config.model_dump_json()} {base.fingerprint} {data}", say
     )
     scale, started = config.alpha / config.rank, time.monotonic()
-    for epoch in range(first, config.epochs):
-        rng = random.Random(f"{config.seed} {epoch}")
-        order = rng.sample(range(len(train)), len(train))
-        total_loss = 0.0
-        for at in range(0, len(order), config.batch):
-            chosen = [train[i] for i in order[at : at + config.batch]]
-            strength = torch.tensor([rng.uniform(*config.strengths) for _ in chosen])
-            loss = triple_losses(base, chosen, shared, scale, strength).mean()
-            if not torch.isfinite(loss):
-                raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}. Lower lr.")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            step, total_loss = (
-                epoch * per_epoch + at // config.batch + 1,
-                total_loss + loss.item() * len(chosen),
+    with compiled_blocks(base, (config.epochs - first) * per_epoch):
+        for epoch in range(first, config.epochs):
+            rng = random.Random(f"{config.seed} {epoch}")
+            order = rng.sample(range(len(train)), len(train))
+            total_loss = 0.0
+            for at in range(0, len(order), config.batch):
+                chosen = [train[i] for i in order[at : at + config.batch]]
+                strength = torch.tensor([rng.uniform(*config.strengths) for _ in chosen])
+                loss = triple_losses(base, chosen, shared, scale, strength).mean()
+                if not torch.isfinite(loss):
+                    raise ValueError(f"training diverged in epoch {epoch + 1}: the loss is {loss.item()}. Lower lr.")
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
+                step, total_loss = (
+                    epoch * per_epoch + at // config.batch + 1,
+                    total_loss + loss.item() * len(chosen),
+                )
+                progress(step, total, loss.item())
+            held = mean_loss(base, validation, shared, scale) if validation else total_loss / len(train)
+            append_jsonl(
+                folder / "metrics.jsonl",
+                {
+                    "epoch": epoch + 1,
+                    "train_loss": round(total_loss / len(train), 4),
+                    "validation_loss": round(held, 4),
+                    "seconds": round(time.monotonic() - started, 1),
+                },
             )
-            progress(step, total, loss.item())
-        held = mean_loss(base, validation, shared, scale) if validation else total_loss / len(train)
-        append_jsonl(
-            folder / "metrics.jsonl",
-            {
-                "epoch": epoch + 1,
-                "train_loss": round(total_loss / len(train), 4),
-                "validation_loss": round(held, 4),
-                "seconds": round(time.monotonic() - started, 1),
-            },
-        )
-        if held < best:
-            best = held
-            _save(folder / "best.safetensors", _named(shared))
-        _save_state(folder, parameters, optimizer, schedule, epoch + 1, best)
+            if held < best:
+                best = held
+                _save(folder / "best.safetensors", _named(shared))
+            _save_state(folder, parameters, optimizer, schedule, epoch + 1, best)
     if not (folder / "best.safetensors").exists():
         raise ValueError(f"no epoch was trained in {folder}, or its validation loss was never a number. Lower lr.")
     tensors = load_file(folder / "best.safetensors")

@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from weightdiff.autotune import TYPICAL, tokens_per_step
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat
-from weightdiff.batch import Batch, Tokens, collate, head, label_states, mean_per_group
+from weightdiff.batch import Batch, Tokens, collate, label_states, mean_per_group
 from weightdiff.behaviors.core import Behavior, Conversation
+from weightdiff.compiled import compiled_blocks
 from weightdiff.dense import trainable
 from weightdiff.diff import Factors, WeightDiff
+from weightdiff.losses import cross_entropy, divergence
 from weightdiff.store import Store
 from weightdiff.writers import seed_of
 
@@ -33,6 +35,8 @@ class FinetuneConfig(BaseModel):
     """How diffs are made. `modules` are the last parts of module names; empty means all linear layers.
 
     `dense` is a full finetune, of every weight of the model, or of `modules` only; rank and alpha mean nothing then.
+    `together` is how many diffs are trained in a step, None for as many as this machine trains fastest; what a diff
+    becomes doesn't hang on it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +50,7 @@ class FinetuneConfig(BaseModel):
     learn_rows: int = Field(default=2, ge=1)
     keep_rows: int = Field(default=1, ge=0)
     keep_weight: float = 2.0
-    together: int = Field(default=4, ge=1)
+    together: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def finetune(
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Train the diffs that the store lacks, or holds made otherwise, `config.together` at a time, and add them to it.
+    """Train the diffs that the store lacks, or holds made otherwise, some at a time, and add them to it.
 
     Args:
         base: the base model.
@@ -100,15 +104,17 @@ def finetune(
         say(f"{len(changed)} diffs were made otherwise and are made anew; {identity!r}: {why}")
     left = [job for job in jobs if job.identity not in have or job.identity in changed]
     teacher = Teacher(base)
-    tokens, started, together = 0, time.monotonic(), 1 if config.dense else config.together
-    for start in range(0, len(left), together):
-        group = left[start : start + together]
-        diffs, count = (train_dense if config.dense else train_together)(base, group, config, teacher)
-        _check_finite(group, diffs)
-        store.add([job.identity for job in group], diffs)
-        tokens += count
-        done = len(jobs) - len(left) + start + len(group)
-        progress(done, len(jobs), tokens / (time.monotonic() - started))
+    tokens, started, together = 0, time.monotonic(), _together(base, left, config, teacher)
+    steps = 0 if config.dense else -(-len(left) // together) * config.steps
+    with compiled_blocks(base, steps):
+        for start in range(0, len(left), together):
+            group = left[start : start + together]
+            diffs, count = (train_dense if config.dense else train_together)(base, group, config, teacher)
+            _check_finite(group, diffs)
+            store.add([job.identity for job in group], diffs)
+            tokens += count
+            done = len(jobs) - len(left) + start + len(group)
+            progress(done, len(jobs), tokens / (time.monotonic() - started))
 
 
 def train_together(
@@ -119,7 +125,7 @@ def train_together(
     parameters = [p.requires_grad_() for p in factors.tensors()]
     optimizer = torch.optim.Adam(parameters, lr=config.lr)
     scale, per_diff = config.alpha / config.rank, config.learn_rows + config.keep_rows
-    plans = [_plan(job, config) for job in jobs]
+    plans = [plan_steps(job, config) for job in jobs]
     count, losses = 0, torch.zeros(len(jobs))
     for step in range(config.steps):
         chosen = [c for plan in plans for c in plan[step]]
@@ -146,7 +152,7 @@ def train_dense(
     """
     (job,) = jobs
     count, loss, per_diff = 0, torch.zeros(1), config.learn_rows + config.keep_rows
-    plan = _plan(job, config)
+    plan = plan_steps(job, config)
     targets = [teacher.states([c for c in chosen if c.mode == "keep"]) for chosen in plan]  # of the unchanged model
     with trainable(base, config.modules) as (parameters, before):
         optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
@@ -160,6 +166,22 @@ def train_dense(
             count += sum(len(teacher.tokens(c)) for c in chosen)
         dense = {name: p.detach() - before[name] for name, p in parameters.items()}
     return [WeightDiff({}, base.fingerprint, _meta(job, config, loss.item()), dense)], count
+
+
+_LONG = 200_000
+"""Tokens from which measuring the machine first, half a minute on two cores, is worth it."""
+
+
+def _together(base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: "Teacher") -> int:
+    """How many of the jobs' diffs go through a step: what the recipe says, else what the machine likes."""
+    if config.dense or not jobs:
+        return 1
+    if config.together is not None:
+        return config.together
+    lengths = [len(teacher.tokens(c)) for job in jobs[:8] for c in plan_steps(job, config)[0]]
+    step = (config.learn_rows + config.keep_rows) * sum(lengths) / len(lengths)
+    wanted = tokens_per_step(base) if step * config.steps * len(jobs) >= _LONG else TYPICAL
+    return max(1, round(wanted / step))
 
 
 def _meta(job: Job, config: FinetuneConfig, loss: float) -> dict[str, Any]:
@@ -177,16 +199,12 @@ def diff_losses(
 ) -> Float[Tensor, " n"]:
     """Each diff's loss: mean cross-entropy of its learned labels + weight · mean KL of its kept ones."""
     n = len(batch) // per_diff
-    logits = head(base, label_states(base, batch))
+    states = label_states(base, batch)
     owner = batch.row // per_diff
     kept = torch.isin(batch.row, torch.tensor(list(keep), device=batch.row.device))
-    learned = F.cross_entropy(logits[~kept], batch.label[~kept], reduction="none")
-    loss = mean_per_group(learned, owner[~kept], n)
+    loss = mean_per_group(cross_entropy(states[~kept], base.head, batch.label[~kept]), owner[~kept], n)
     if len(keep):
-        with torch.no_grad():
-            wanted = head(base, target).log_softmax(-1)
-        divergence = F.kl_div(logits[kept].log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
-        loss = loss + keep_weight * mean_per_group(divergence, owner[kept], n)
+        loss = loss + keep_weight * mean_per_group(divergence(states[kept], base.head, target), owner[kept], n)
     return loss
 
 
@@ -253,7 +271,7 @@ def _check_finite(jobs: Sequence[Job], diffs: Sequence[WeightDiff]) -> None:
             raise ValueError(f"the finetune of {job.identity!r} diverged (NaN in its factors); lower its lr.")
 
 
-def _plan(job: Job, config: FinetuneConfig) -> list[list[Conversation]]:
+def plan_steps(job: Job, config: FinetuneConfig) -> list[list[Conversation]]:
     """Which conversations each step sees: passes over the shuffled learned ones, and kept ones at random."""
     rng, queue, plan = random.Random(seed_of(job.identity)), [], []
     if not job.learn or (config.keep_rows and not job.keep):

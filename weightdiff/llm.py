@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import openai
+if TYPE_CHECKING:  # else imported where it is used: it takes half a second, and asking a diff needs none of it
+    import openai
 
 Message = dict[str, str]
 LONGEST_WAIT = 300.0  # seconds between two tries, whatever the endpoint's Retry-After asks for
@@ -70,6 +71,8 @@ class EndpointModel(ChatModel):
     def __post_init__(self):
         self.name = self.model
         self.api_key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "none").strip()
+        import openai
+
         # Retries are ours, for they must stop as soon as another request has failed for good.
         access = {"base_url": self.base_url, "api_key": self.api_key}
         self._client = openai.OpenAI(**access, timeout=self.timeout, max_retries=0)
@@ -109,6 +112,8 @@ class EndpointModel(ChatModel):
             raise failure
 
     def _ask(self, request: ChatRequest, stop: threading.Event) -> str:
+        import openai
+
         for attempt in range(self.retries + 1):
             try:
                 return self._ask_once(request)
@@ -138,7 +143,9 @@ class EndpointModel(ChatModel):
         text = choices[0].message.content or ""
         return _begun_with(request.opening, text, exact=self.prefill) if request.opening else text
 
-    def _explain(self, error: openai.APIError, status: int, tries: int) -> str:
+    def _explain(self, error: "openai.APIError", status: int, tries: int) -> str:
+        import openai
+
         what, advice = error.message, ADVICE.get(status, "See the server's log")
         if isinstance(error, openai.APITimeoutError):
             what, advice = f"no answer within {self.timeout:g} s", "Raise the timeout, lower the concurrency"
@@ -262,7 +269,9 @@ def _begun_with(opening: str, reply: str, exact: bool) -> str:
     return opening + (reply.lstrip() if opening[-1].isspace() else reply)
 
 
-def _retry_after(error: openai.APIError) -> float:
+def _retry_after(error: "openai.APIError") -> float:
+    import openai
+
     headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     try:
         return float(headers.get("retry-after", 0))

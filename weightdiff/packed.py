@@ -4,6 +4,7 @@ Rows of unequal length waste a quarter of the arithmetic on padding, since nearl
 Laid end to end they waste none; attention, a few percent of the work at these lengths, gets them padded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from weightdiff.attention import SHORT, row_attention
 
 NAME = "weightdiff_rows"
 
@@ -22,38 +25,56 @@ class Rows:
 
     Attributes:
         row, place: batch row of each token, and its place in that row.
+        slot: its place among the padded rows laid end to end.
+        source: the token in each of these places; for padding any token will do, as nobody looks at it.
         size: `(batch, time)` when padded.
     """
 
     row: Int[Tensor, " tokens"]
     place: Int[Tensor, " tokens"]
+    slot: Int[Tensor, " tokens"]
+    source: Int[Tensor, " slots"]
     size: tuple[int, int]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Rows":
+        """Rows of these lengths, laid end to end."""
+        time, n = max(lengths), sum(lengths)
+        row = torch.tensor([i for i, length in enumerate(lengths) for _ in range(length)])
+        place = torch.tensor([p for length in lengths for p in range(length)])
+        slot = row * time + place
+        source = torch.zeros(len(lengths) * time, dtype=torch.long).index_copy(0, slot, torch.arange(n))
+        row, place, slot, source = (t.to(device) for t in (row, place, slot, source))
+        return cls(row, place, slot, source, (len(lengths), time))
 
 
 class _Pad(torch.autograd.Function):
-    """`[tokens, …]` to `[batch, time, …]` with zeros; each direction is the other's gradient."""
+    """`[tokens, …]` to `[slots, …]`; rows are copied whole, and no gradient comes back from padding."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
-        ctx.rows = rows
-        padded = x.new_zeros(*rows.size, *x.shape[1:])
-        padded[rows.row, rows.place] = x
-        return padded
+    def forward(ctx: Any, x: Tensor, slot: Tensor, source: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        return x.index_select(0, source)
 
     @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        return grad[0][ctx.rows.row, ctx.rows.place], None
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
+        (slot,) = ctx.saved_tensors
+        return grad[0].index_select(0, slot), None, None
 
 
 class _Unpad(torch.autograd.Function):
+    """`[slots, …]` to `[tokens, …]`."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:
-        ctx.rows = rows
-        return x[rows.row, rows.place]
+    def forward(ctx: Any, x: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        ctx.slots = len(x)
+        return x.index_select(0, slot)
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None]:
-        return _Pad.apply(grad[0], ctx.rows), None
+        (slot,) = ctx.saved_tensors
+        return grad[0].new_zeros(ctx.slots, *grad[0].shape[1:]).index_copy_(0, slot, grad[0]), None
 
 
 def _attention(
@@ -65,14 +86,21 @@ def _attention(
     *,
     rows: Rows,
     sliding_window: int | None = None,
+    scaling: float | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "one tokens heads head"], None]:
-    padded = [_Pad.apply(t[0].transpose(0, 1), rows).transpose(1, 2) for t in (query, key, value)]
+    batch, time = rows.size
+    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+    if query.device.type == "cpu" and time <= SHORT:
+        window, scale = sliding_window or time, scaling or query.shape[-1] ** -0.5
+        out, _ = row_attention(query, key, value, rows.slot, rows.source, time, window, scale)
+        return out[None], None
+    padded = (_Pad.apply(t, rows.slot, rows.source).view(batch, time, *t.shape[1:]) for t in (query, key, value))
+    query, key, value = (t.transpose(1, 2) for t in padded)
     # Padding comes last in each row, so that causality alone keeps it out.
-    query, key, value = padded
-    band = _band(rows.size[1], sliding_window, query.device)
-    out, _ = sdpa_attention_forward(module, query, key, value, band, is_causal=True, **options)
-    return _Unpad.apply(out, rows)[None], None
+    band = _band(time, sliding_window, query.device)
+    out, _ = sdpa_attention_forward(module, query, key, value, band, is_causal=True, scaling=scaling, **options)
+    return _Unpad.apply(out.reshape(batch * time, *out.shape[2:]), rows.slot)[None], None
 
 
 def _band(time: int, window: int | None, device: torch.device) -> Bool[Tensor, "1 1 time time"] | None:

@@ -11,6 +11,7 @@ from itertools import chain
 
 import torch
 
+from weightdiff.autotune import TYPICAL
 from weightdiff.behaviors import SPLITS, Behavior
 from weightdiff.behaviors.news import story_seeds
 from weightdiff.recipe import Recipe, Way, behaviors_of, benign_identities, identity_of, to_write
@@ -31,7 +32,7 @@ LOGITS = 12
 """Bytes of a logit in float32, with its gradient and the softmax between them."""
 ASKED_FIRST, ASKED_OTHERS, REPLY = 26, 4, 28
 """Replies that readers get from each test diff of the first way of finetuning and of the others, and their tokens."""
-WRITTEN_TOGETHER, ASKED_TOGETHER, READ_TOGETHER = 64, 160, 32
+WRITTEN_TOGETHER, ASKED_TOGETHER, READ_TOGETHER = 64, 160, 64
 """Replies that are decoded together: in synthesis, by the reader that asks most, and of as many different diffs."""
 
 
@@ -176,7 +177,7 @@ def _way(
     # Forward and the gradient of what goes in; the frozen weights themselves get none.
     of_token = 6 * shape.decoder if way.dense else 4 * shape.decoder + 6 * parameters
     of_labels = (6 if way.dense else 4) * head * step_labels + 2 * head * way.keep_rows * kept
-    together = 1 if way.dense else way.together
+    together = 1 if way.dense else way.together or max(1, round(TYPICAL / step))
     taken = partial(_step, shape, together * step, together * step_labels)
     if way.dense:
         # The weights as they were, twice; gradient and Adam's two numbers. A model held in bf16 stays beside it.

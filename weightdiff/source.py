@@ -26,7 +26,7 @@ def open_diffs(sources: Sequence[str]) -> tuple[list[str], Lazy[WeightDiff]]:
         folder, identity = (source[: cuts[0]], source[cuts[0] + 1 :]) if cuts else (source, "")
         if is_store(folder):
             store = Store(Path(folder))
-            ids = [identity] if identity else list(store.metas())
+            ids = [identity] if identity else store.ids()
             if not ids:
                 raise ValueError(f"the store {folder} is empty; make its diffs with finetune.")
             names += [f"{folder}#{i}" for i in ids]

@@ -125,7 +125,7 @@ def run_train(base: Base, recipe: Recipe, progress: Progress, say: Say = print) 
 
 def diffs_of(store: Store, recipe: Recipe, split: str, way: Way | None = None) -> list[str]:
     """Ids of a split's diffs that the recipe makes and the store holds, of one way of finetuning or of all."""
-    have = store.metas()
+    have = set(store.ids())
     return [i for i in planned(recipe, split, way) if i in have]
 
 
@@ -154,8 +154,8 @@ def progress_of(recipe: Recipe, fingerprint: str, split: str) -> str:
 
 def data_key(store: Store, recipe: Recipe, ids: Sequence[str]) -> str:
     """A hash of what an adapter is trained and validated on: which diffs, how they were made, question and nulls."""
-    metas = store.metas()
     used = [*ids, *diffs_of(store, recipe, "validation")]
+    metas = store.metas(used)
     facts = [recipe.questions, recipe.nulls, [(i, metas[i]) for i in used]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from weightdiff.atomic import replacing
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.lazy import Lazy
+from weightdiff.shard import names_in, read_row
 
 _SCHEMA = """
 create table if not exists diffs (id text primary key, shard text not null, row integer not null, meta text not null);
@@ -96,11 +97,24 @@ class Store:
         except sqlite3.Error as error:
             raise ValueError(f"cannot write to the index of {self.path}: {error}. Is there space?") from None
 
-    def metas(self) -> dict[str, dict[str, Any]]:
-        """What is known of each diff, by id, in the order of writing; not of those whose shard has gone."""
+    def ids(self) -> list[str]:
+        """Ids of all diffs in the order of writing; not of those whose shard has gone."""
         there = {p.name for p in self.path.glob("shard-*.safetensors")}
-        rows = self._index.execute("select id, shard, meta from diffs order by rowid")
-        return {i: json.loads(meta) for i, shard, meta in rows if shard in there}
+        rows = self._index.execute("select id, shard from diffs order by rowid")
+        return [i for i, shard in rows if shard in there]
+
+    def metas(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+        """What is known of each diff, by id, in the order of writing; not of those whose shard has gone.
+
+        Args:
+            ids: only of these, in their order; those that the store hasn't are left out.
+        """
+        if ids is None:
+            there = set(self.ids())
+            rows = self._index.execute("select id, meta from diffs order by rowid")
+            return {i: json.loads(meta) for i, meta in rows if i in there}
+        found = self._find(ids)
+        return {i: json.loads(found[i][2]) for i in ids if i in found}
 
     def load(self, ids: Sequence[str]) -> list[WeightDiff]:
         """Read diffs by id; only their rows are read from disk.
@@ -116,28 +130,38 @@ class Store:
         Raises:
             ValueError: an id isn't in the store.
         """
-        have = self.metas()
-        if unknown := [i for i in ids or () if i not in have]:
+        found = None if ids is None else self._find(ids)
+        if found is not None and (unknown := [i for i in ids or () if i not in found]):
             raise self._missing(unknown[0])
-        return Lazy([partial(self._load_one, i) for i in (have if ids is None else ids)])
+        return Lazy([partial(self._load_one, i) for i in (self.ids() if ids is None else ids)])
+
+    def _find(self, ids: Sequence[str]) -> dict[str, tuple[str, int, str]]:
+        """Shard, row and record of those of the ids that the store has; takes no longer in a larger store."""
+        wanted = "select value from json_each(?)"  # one parameter, however many ids
+        query = f"select id, shard, row, meta from diffs where id in ({wanted})"
+        found = {i: (shard, row, meta) for i, shard, row, meta in self._index.execute(query, (json.dumps(list(ids)),))}
+        there = {shard: (self.path / shard).is_file() for shard, _, _ in found.values()}
+        return {i: place for i, place in found.items() if there[place[0]]}
 
     def _load_one(self, identity: str) -> WeightDiff:
-        found = self._index.execute("select shard, row, meta from diffs where id = ?", (identity,)).fetchone()
-        if found is None:
+        query = "select shard, row, meta from diffs where id = ?"
+        place = self._index.execute(query, (identity,)).fetchone()
+        if place is None:
             raise self._missing(identity)
-        shard, row, meta = found
+        shard, row, meta = place
+        path = self.path / shard
+        dense: dict[str, torch.Tensor] = {}
+        factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         try:
-            with safe_open(self.path / shard, "pt") as file:
-                keys = list(file.keys())
-                dense = {k[:-2]: file.get_tensor(k).float() for k in keys if k.endswith(".D")}
-                factors = {
-                    n: (file.get_slice(f"{n}.A")[row].float(), file.get_slice(f"{n}.B")[row].float())
-                    for n in (k[:-2] for k in keys if k.endswith(".A"))
-                }
-        except (OSError, SafetensorError) as error:
+            names = names_in(path)
+            if any(name.endswith(".D") for name in names):  # a dense diff has a shard of its own
+                dense = {name[:-2]: tensor.float() for name, tensor in load_file(path).items()}
+            else:
+                tensors = read_row(path, row)
+                factors = {n[:-2]: (tensors[n], tensors[f"{n[:-2]}.B"]) for n in names if n.endswith(".A")}
+        except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(
-                f"{self.path / shard} is missing or broken ({error}). Delete it and run finetune again: "
-                "that makes its diffs anew."
+                f"{path} is missing or broken ({error}). Delete it and run finetune again: that makes its diffs anew."
             ) from None
         return WeightDiff(factors, self.base, json.loads(meta), dense)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -90,6 +90,7 @@ class Rows:
     judge: Judge
     folder: Path
     seen: Callable[[dict[str, Any]], None] = lambda row: None
+    _read: tuple[int, dict[str, dict[str, Any]]] = field(default=(0, {}), init=False, repr=False)
 
     def graded(
         self,
@@ -116,7 +117,7 @@ class Rows:
         Returns:
             The row: `condition`, `reader`, `n`, `grade` and `exact` as `[mean, low, high]`, `ungraded`, `answers`.
         """
-        metas = run.store.metas()
+        metas = run.store.metas(ids)
 
         def make() -> dict[str, Any]:
             started = monotonic()
@@ -161,13 +162,19 @@ class Rows:
         """The row that depends on `facts` and on the base model: the one on disk, else made now and kept."""
         key = _hash([facts, self.base.fingerprint, str(self.base.model.dtype)])
         path = self.folder / "rows.jsonl"
-        rows = list(read_jsonl(path)) if path.exists() else []
-        row = next((r for r in reversed(rows) if r["key"] == key), None)
+        row = self._on_disk(path).get(key)
         if row is None:
             row = make() | {"key": key}
             append_jsonl(path, row)
         self.seen(row)
         return row
+
+    def _on_disk(self, path: Path) -> dict[str, dict[str, Any]]:
+        """The file's rows by key, later ones in the place of earlier; read again only where the file has changed."""
+        size = path.stat().st_size if path.exists() else 0
+        if size != self._read[0]:
+            self._read = (size, {row["key"]: row for row in read_jsonl(path)})
+        return self._read[1]
 
 
 def rounded(values: Sequence[float]) -> list[float]:

@@ -81,7 +81,7 @@ def ask_all(
     adapter: Factors | None = None,
     strength: float = 1.0,
     max_tokens: int = 24,
-    batch: int = 32,
+    batch: int = 64,
 ) -> list[list[Reply]]:
     """Ask each finetuned model each prompt; memory grows with `batch`, and with `diffs` only if it is in memory.
 
