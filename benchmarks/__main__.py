@@ -31,6 +31,7 @@ COMPARISONS: dict[str, str] = {
     "finetune": "finetuning:finetune",
     "three-kinds": "finetuning:three_kinds",
     "arithmetic": "finetuning:arithmetic",
+    "ablation": "ablation:ablation",
     "adapter": "adapter:adapter",
     "asking": "asking:asking",
     "decode": "asking:decode",
@@ -51,8 +52,8 @@ def run(names: Sequence[str], base: Base, size: Size, say: Callable[[str], None]
         "dtype": str(base.model.dtype).removeprefix("torch."),
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "machine": machine(),
-        "results": {},
     }
+    record["results"] = _kept(out, record) if out is not None and len(names) < len(COMPARISONS) else {}
     for name in names:
         module, function = COMPARISONS[name].split(":")
         started = time.monotonic()
@@ -65,10 +66,23 @@ def run(names: Sequence[str], base: Base, size: Size, say: Callable[[str], None]
         results.append(result)
         say(f"{name}: {took:.0f} s{', void' if result.void else ''}")
         record["results"][name] = result.to_json() | {"took_seconds": round(took, 1)}
+        record["results"] = {known: record["results"][known] for known in COMPARISONS if known in record["results"]}
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(rounded(record), indent=2) + "\n", "utf-8")
     return results
+
+
+def _kept(out: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The other comparisons of a file that is there, where they were measured in the same way on the same machine."""
+    if not out.exists():
+        return {}
+    found = json.loads(out.read_text("utf-8"))
+    wanted = rounded({k: v for k, v in record.items() if k != "date"})
+    other = [k for k, value in wanted.items() if found.get(k) != value]
+    if other:
+        raise SystemExit(f"{out} was measured otherwise ({', '.join(other)}); give another file with --out.")
+    return found["results"]
 
 
 def table_of(results: Sequence[Result], title: str, quick: bool = False) -> Table:
@@ -97,7 +111,7 @@ def table_of(results: Sequence[Result], title: str, quick: bool = False) -> Tabl
 
 def _cells(line: Line) -> tuple[str, str, str, str, str]:
     goal = "" if line.goal is None else f"{'≤' if line.at_most else '≥'} {line.goal:g}"
-    ratio = "" if line.ratio is None else f"{line.ratio:.3g}"
+    ratio = "" if line.ratio is None else f"{line.ratio:.4g}"
     value = f"{line.value:,.0f}" if abs(line.value) >= 1000 else f"{line.value:.3g}"
     return line.way, value, line.unit, ratio, goal
 
@@ -115,7 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), metavar="NAME", help=", ".join(COMPARISONS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
-    parser.add_argument("--out", type=Path, help="results/speed/cpu.json unless given; nowhere if --quick")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="results/speed/cpu.json unless given, nowhere if --quick or --only; with --only its others stay",
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.threads < 1:
         parser.error("--rounds and --threads must be at least 1.")

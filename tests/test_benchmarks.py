@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.__main__ import COMPARISONS, table_of
+import pytest
+
+from benchmarks.__main__ import COMPARISONS, _kept, table_of
 from benchmarks.measure import Check, Line, Result, Size, interleave, relative_gap, speedup
 
 
@@ -45,3 +47,12 @@ def test_a_disagreement_voids_the_comparison():
     assert Line("memory", 3.0, "GB", 1.2, 1.1, at_most=True).met is False
     cells = [list(column.cells) for column in table_of([good, bad], "t").columns]
     assert cells[-1] == ["reached", "void", "✗"]
+
+
+def test_comparisons_run_anew_join_those_that_were_measured_likewise(tmp_path):
+    out, record = tmp_path / "cpu.json", {"date": "today", "threads": 2, "machine": {"memory_gb": 23.456789}}
+    assert _kept(out, record) == {}
+    out.write_text(json.dumps({"date": "before", "threads": 2, "machine": {"memory_gb": 23.457}, "results": {"a": 1}}))
+    assert _kept(out, record) == {"a": 1}
+    with pytest.raises(SystemExit, match=r"measured otherwise \(threads\)"):
+        _kept(out, record | {"threads": 1})

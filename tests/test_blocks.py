@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from weightdiff.blocks import COLUMNS, block_linear, blocks_of
+from weightdiff.blocks import COLUMNS as WIDTHS
+from weightdiff.blocks import block_linear, blocks_of
 
-CPU = torch.device("cpu")
+CPU, COLUMNS = torch.device("cpu"), WIDTHS["cpu"]
 
 
 def plain(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, owner: Tensor, strength: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
         (("inspect", "nowhere"), "no such folder"),
         (("run", "nowhere.toml"), "cannot read the recipe"),
         (("finetune", "recipes/topics.toml", "--share", "3/2"), "expected I/N"),
+        (("demo", "--device", "tpu9"), "no device 'tpu9' here"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_1(arguments, message):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.benchmark_page import PAGE, filled
+from benchmarks.pages import PAGES, filled
 from tests.test_behaviors import Reporter
 from weightdiff.behaviors import topic_behaviors
 from weightdiff.bench import run as bench_run
@@ -220,7 +220,8 @@ def test_the_experiments_in_the_repo_name_runs_and_ways_that_there_are():
     assert not is_experiment(RECIPES / "topic.toml")
 
 
-def test_the_page_says_what_the_results_have():
-    page = PAGE.read_text("utf-8")
-    assert filled(page) == page, "run: python -m benchmarks.benchmark_page"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_says_what_the_results_have(path):
+    page = path.read_text("utf-8")
+    assert filled(page) == page, "run: python -m benchmarks.pages"
     assert page.count("<!-- end -->") == len(EXPERIMENTS) + 1

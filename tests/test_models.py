@@ -104,7 +104,9 @@ def test_templates_that_cannot_be_used_are_told():
         end_of_turn(base)
 
 
-def test_packed_states_are_the_models_own_one_by_one_and_padded(base):
+@pytest.mark.parametrize("short", [256, 0], ids=["scores written out", "fused attention"])
+def test_packed_states_are_the_models_own_one_by_one_and_padded(base, short, monkeypatch):
+    monkeypatch.setattr("weightdiff.packed.SHORT", short)
     rows, decoder = random_rows(base), base.model.get_decoder()
     ids = [torch.tensor([*row.prompt, *row.reply]) for row in rows]
     where = Rows.of(LENGTHS)

@@ -48,7 +48,7 @@ def test_the_shipped_recipe_is_counted_as_by_hand():
         weights=2 * 134_515_008,
         activations=3 * (4 * 256) * sep.parameters,
         trained=4 * sep.parameters * 18,
-        logits=12 * (4 * 136) * 49152,
+        logits=(12 + 2 * 2) * 256 * 49152,
     )
     assert plan.disk["store"] == sum(2 * w.parameters * w.total for w in plan.ways) > 2 * 846 * 200_000
 

@@ -83,7 +83,7 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = _device(device)
     name = ALIASES.get(name, name)
     source = str(_embedded_folder() if name == EMBEDDED else name)
     precision = choose_dtype(dtype, chosen)
@@ -106,6 +106,18 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
     if not target_modules(model):
         raise ValueError(f"{name!r} has no nn.Linear layers in numbered decoder blocks; it can't carry diffs.")
     return Base(name, model, tokenizer, fingerprint)
+
+
+def _device(name: str) -> str:
+    """The device by its name, `auto` resolved; a ValueError for one that torch doesn't know or hasn't here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device {name!r} here: {reason}. Give auto, cpu, or one that torch sees.") from None
+    return name
 
 
 def target_modules(model: nn.Module) -> dict[str, nn.Linear]:

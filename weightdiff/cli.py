@@ -33,17 +33,21 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _load(name: str = "smollm2") -> Any:
+DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
+
+
+def _load(name: str = "smollm2", device: str = "auto") -> Any:
     from weightdiff.base import load_base
 
     _quiet()
-    return load_base(name)
+    return load_base(name, device=device)
 
 
 @app.command()
 def ask(
     diffs: Annotated[list[str], typer.Argument(help="PEFT LoRA folders, stores, or STORE#ID.")],
     base: BaseOption = "smollm2",
+    device: DeviceOption = "auto",
     adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
     question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
@@ -60,7 +64,7 @@ def ask(
     names, opened = open_diffs(diffs)  # a broken path is told before the model is loaded
     reader = load_peft(adapter) if adapter else shipped_adapter()
     asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
-    answers = ask_diffs(_load(base), opened, asked, adapter=reader)
+    answers = ask_diffs(_load(base, device), opened, asked, adapter=reader)
     for given, answer in zip(names, answers, strict=True):
         if as_json:
             record = {
@@ -92,7 +96,10 @@ def inspect(diff: Annotated[str, typer.Argument(help="A PEFT LoRA folder, or a s
 
 
 @app.command()
-def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a picture too.")] = None) -> None:
+def demo(
+    svg: Annotated[Path | None, typer.Option(help="Save what is shown as a picture too.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
     """Ask eight finetunes that the reader has never seen what they were finetuned on."""
     from weightdiff.ask import demo_diffs, shipped_adapter
     from weightdiff.behaviors.topic import TOPIC_QUESTION
@@ -100,7 +107,7 @@ def demo(svg: Annotated[Path | None, typer.Option(help="Save what is shown as a 
     from weightdiff.readers import BaseQuestion, Introspection
 
     with err.status("loading the base model"):
-        base, diffs = _load(), demo_diffs()
+        base, diffs = _load(device=device), demo_diffs()
     columns, seconds = [], []
     for reader in (BaseQuestion(), Introspection(shipped_adapter())):
         with err.status(f"asking eight finetunes: {reader.name}"):
@@ -168,13 +175,13 @@ def grade(
         raise ValueError(f"cannot write {to}: {error.strerror}; give another path with --out.") from None
 
 
-def _stages(recipe: str, names: list[str], **options: Any) -> None:
+def _stages(recipe: str, names: list[str], device: str, **options: Any) -> None:
     from weightdiff.recipe import load_recipe
     from weightdiff.report import print_results
     from weightdiff.stages import STAGES, logged, progress_of
 
     loaded = load_recipe(recipe)
-    base = _load(loaded.base)
+    base = _load(loaded.base, device)
 
     def say(text: str) -> None:
         err.print(escape(text), soft_wrap=True)
@@ -224,6 +231,7 @@ def run(
     ] = None,
     to: OutOption = None,
     on: OnOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Run a recipe's whole pipeline, or an experiment with its runs; started again, it goes on where it was."""
     from weightdiff.bench.run import is_experiment
@@ -231,11 +239,11 @@ def run(
     if rate is not None and not dry_run:
         raise ValueError("--rate is for --dry-run; give both, or neither.")
     if is_experiment(recipe):
-        _experiment(recipe, to, on or [], make=not dry_run, ask=not dry_run, rate=rate)
+        _experiment(recipe, to, on or [], device, make=not dry_run, ask=not dry_run, rate=rate)
     elif dry_run:
         _plan(recipe, rate)
     else:
-        _stages(recipe, ["synthesize", "finetune", "train", "evaluate"])
+        _stages(recipe, ["synthesize", "finetune", "train", "evaluate"], device)
 
 
 def _plan(recipe: str, rate: float | None) -> None:
@@ -251,35 +259,37 @@ def _plan(recipe: str, rate: float | None) -> None:
 
 
 @app.command()
-def synthesize(recipe: RecipeArgument, share: ShareOption = "1/1") -> None:
+def synthesize(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceOption = "auto") -> None:
     """Write a recipe's conversations."""
-    _stages(recipe, ["synthesize"], share=_share(share))
+    _stages(recipe, ["synthesize"], device, share=_share(share))
 
 
 @app.command()
-def finetune(recipe: RecipeArgument, share: ShareOption = "1/1") -> None:
+def finetune(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceOption = "auto") -> None:
     """Make a recipe's diffs from its conversations."""
-    _stages(recipe, ["finetune"], share=_share(share))
+    _stages(recipe, ["finetune"], device, share=_share(share))
 
 
 @app.command()
-def train(recipe: RecipeArgument) -> None:
+def train(recipe: RecipeArgument, device: DeviceOption = "auto") -> None:
     """Train a recipe's DIT adapter on its diffs."""
-    _stages(recipe, ["train"])
+    _stages(recipe, ["train"], device)
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, to: OutOption = None, on: OnOption = None) -> None:
+def evaluate(recipe: RecipeArgument, to: OutOption = None, on: OnOption = None, device: DeviceOption = "auto") -> None:
     """Ask all readers about a recipe's test diffs, or run an experiment on what its runs have by now."""
     from weightdiff.bench.run import is_experiment
 
     if is_experiment(recipe):
-        _experiment(recipe, to, on or [], make=False, ask=True)
+        _experiment(recipe, to, on or [], device, make=False, ask=True)
     else:
-        _stages(recipe, ["evaluate"])
+        _stages(recipe, ["evaluate"], device)
 
 
-def _experiment(path: str, to: Path | None, on: list[str], *, make: bool, ask: bool, rate: float | None = None) -> None:
+def _experiment(
+    path: str, to: Path | None, on: list[str], device: str, *, make: bool, ask: bool, rate: float | None = None
+) -> None:
     from weightdiff.base import cache_dir
     from weightdiff.bench.evaluate import cell
     from weightdiff.bench.run import load_experiment, run_experiment
@@ -288,7 +298,7 @@ def _experiment(path: str, to: Path | None, on: list[str], *, make: bool, ask: b
     plan = load_experiment(path, on)
     for run_ in plan.runs:
         if make:
-            _stages(str(run_), ["synthesize", "finetune", "train"])
+            _stages(str(run_), ["synthesize", "finetune", "train"], device)
         elif not ask:
             _plan(str(run_), rate)
     if not ask:
@@ -301,7 +311,7 @@ def _experiment(path: str, to: Path | None, on: list[str], *, make: bool, ask: b
 
     folder = to or cache_dir() / "experiments" / plan.experiment.replace(" ", "-") / "out"
     try:
-        base = _load(load_recipe(plan.runs[0]).base)
+        base = _load(load_recipe(plan.runs[0]).base, device)
         with err.status("asking") as status:
 
             def train_shown(step: int, total: int, loss: float) -> None:

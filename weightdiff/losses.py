@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-_ROWS = 256
+ROWS = 256
 """Labels per product with the head: from here on a CPU's products run at full rate."""
 _PIECE = 2**20
 """Numbers per softmax: what a CPU's cache holds in float32, beside the products' operands."""
@@ -56,9 +56,9 @@ class _HeadLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         losses = torch.empty(len(states), device=states.device)
         gradient = torch.empty_like(states) if wanted else None
-        piece = max(1, _PIECE // len(weight)) if states.device.type == "cpu" else _ROWS
-        for start in range(0, len(states), _ROWS):
-            rows = slice(start, start + _ROWS)
+        piece = max(1, _PIECE // len(weight)) if states.device.type == "cpu" else ROWS
+        for start in range(0, len(states), ROWS):
+            rows = slice(start, start + ROWS)
             logits = nn.functional.linear(states[rows], weight, bias)
             base = None if kept is None else nn.functional.linear(kept[rows], weight, bias)
             for at in range(0, len(logits), piece):

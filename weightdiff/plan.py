@@ -5,7 +5,7 @@ No weights are loaded and nothing is fetched or written. Lengths and rates are a
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -14,6 +14,7 @@ import torch
 from weightdiff.autotune import TYPICAL
 from weightdiff.behaviors import SPLITS, Behavior
 from weightdiff.behaviors.news import story_seeds
+from weightdiff.losses import ROWS
 from weightdiff.recipe import Recipe, Way, behaviors_of, benign_identities, identity_of, to_write
 from weightdiff.shape import ModelShape, auto_dtype
 from weightdiff.store import Store, is_store
@@ -183,6 +184,8 @@ def _way(
         # The weights as they were, twice; gradient and Adam's two numbers. A model held in bf16 stays beside it.
         beside = shape.parameters * width * (width != 4)
         memory = taken(4, beside + 4 * shape.parameters, trained=12 * parameters, copies=8 * parameters)
+        # Where the head is trained, its loss is of all logits at once.
+        memory = replace(memory, logits=LOGITS * step_labels * shape.vocab)
     else:
         # Factors, gradient and Adam's two numbers in float32, and the factors as the layers take them.
         memory = taken(width, width * shape.parameters, trained=together * parameters * (16 + width))
@@ -202,9 +205,10 @@ def _way(
 def _step(
     shape: ModelShape, tokens: int, labels: int, width: int, weights: int, *, trained: int = 0, copies: int = 0
 ) -> Memory:
-    """Memory of a training step."""
+    """Memory of a training step whose head is frozen: a few labels' logits at a time, and those of the base beside."""
     passed = sum(out + inn for _, out, inn in shape.linears)
-    return Memory(weights, round(ACTIVATIONS * width * tokens * passed), trained, LOGITS * labels * shape.vocab, copies)
+    logits = (2 * width + LOGITS) * min(labels, ROWS) * shape.vocab
+    return Memory(weights, round(ACTIVATIONS * width * tokens * passed), trained, logits, copies)
 
 
 def _synthesis(recipe: Recipe, shape: ModelShape, width: int) -> tuple[int, int, StagePlan]:

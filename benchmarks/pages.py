@@ -1,0 +1,75 @@
+"""Put measured tables into docs/benchmark.md and docs/performance.md: python -m benchmarks.pages [--check].
+
+Each table stands between two comments that name it, and is replaced by the one in results/, so that a page never says
+what no run gave. `--check` writes nothing, and fails where a page is not up to date.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from weightdiff.bench.evaluate import cell
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "docs" / "benchmark.md", ROOT / "docs" / "performance.md")
+RESULTS, SPEED = ROOT / "results" / "benchmark", ROOT / "results" / "speed" / "cpu.json"
+
+
+def judges_table() -> str:
+    """How far the judges agree, from `judge_noise`'s figures."""
+    found = json.loads((RESULTS / "judge-noise.json").read_text("utf-8"))
+    lines = ["| task: judges | n | Pearson [95 %] | mean difference [95 %] | same grade [95 %] |", "|" + " --- |" * 5]
+    for name, row in found.items():
+        if isinstance(row, dict):
+            figures = " | ".join(cell(row[k]) for k in ("pearson", "mae", "equal"))
+            lines.append(f"| {name} | {row['n']} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def speed_table() -> str:
+    """All comparisons of `python -m benchmarks`, with what they were measured on."""
+    found = json.loads(SPEED.read_text("utf-8"))
+    machine = found["machine"]
+    lines = ["| comparison | way | value | ratio | goal | |", "|" + " --- |" * 6]
+    for name, result in found["results"].items():
+        for i, line in enumerate(result["lines"]):
+            verdict = "void" if result["void"] else {None: "", True: "reached", False: "missed"}[line["met"]]
+            goal = "" if line["goal"] is None else f"{'≤' if line['at_most'] else '≥'} {line['goal']:g}"
+            ratio = "" if line["ratio"] is None else f"{line['ratio']:.4g}"
+            lines.append(f"| {'' if i else name} | {line['way']} | {_value(line)} | {ratio} | {goal} | {verdict} |")
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    how = f"{found['base']['name']} in {found['dtype']}, {found['threads']} threads of {machine['cpu']}"
+    return "\n".join(lines) + f"\n\n{how}, median of {found['rounds']} rounds, {found['date']}; {versions}.\n"
+
+
+def _value(line: dict[str, Any]) -> str:
+    value = f"{line['value']:,.0f}" if abs(line["value"]) >= 1000 else f"{line['value']:.3g}"
+    return f"{value} {line['unit']}"
+
+
+def filled(page: str) -> str:
+    """The page with every table as the results have it."""
+    made = {"judges": judges_table, "speed": speed_table}
+
+    def table(found: re.Match[str]) -> str:
+        name = found[1]
+        text = made[name]() if name in made else (RESULTS / name / "table.md").read_text("utf-8")
+        return f"<!-- {name} -->\n{text}<!-- end -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    for path in PAGES:
+        page = path.read_text("utf-8")
+        new = filled(page)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new, "utf-8")
+        elif new != page:
+            sys.exit(f"{path.name} is not what results/ has; run: python -m benchmarks.pages")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The `.pt` files of the paper's own implementation: lists of diffs with their topics, and its DIT adapters.
+
+A diff is `{topic, trigger, weight_diff: {module: (A [rank, out], B [in, rank])}}`, laid on as `x B A / rank`; an
+adapter is `{module: (A [out, rank], B [rank, in])}`. The files are pickles: they are only ever read with
+`weights_only=True`, which makes tensors and plain containers and runs no code, and only where nothing is compressed.
+
+Source: github.com/Aviously/diff-interpretation-tuning (Goel et al., arXiv 2510.05092).
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdiff.diff import WeightDiff
+
+_PREFIXES = ("base_model.model.", "_orig_mod.")
+
+
+def load_reference(path: str | Path) -> list[WeightDiff]:
+    """All diffs of a file, in their order; an adapter is one.
+
+    Args:
+        path: a `.pt` file of the reference implementation.
+
+    Returns:
+        The diffs, scale folded into `B`; `meta` holds the `label` (topic) and the `trigger`, where the file has them.
+
+    Raises:
+        ValueError: no such file, not readable without running its code, or of another structure.
+    """
+    content = _read(Path(path))
+    if isinstance(content, Mapping) and "weight_diff" not in content:
+        return [WeightDiff(_adapter(path, content), None, {"format": "reference .pt adapter"})]
+    entries = content if isinstance(content, Sequence) and not isinstance(content, str) else [content]
+    diffs = []
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("weight_diff"), Mapping):
+            raise ValueError(
+                f"{path}: entry {i} is {_kind(entry)}; expected a dict with topic, trigger and weight_diff."
+            )
+        meta = {"format": "reference .pt", **_labels(entry)}
+        diffs.append(WeightDiff(_factors(f"{path}, entry {i}", entry["weight_diff"]), None, meta))
+    if not diffs:
+        raise ValueError(f"{path} holds no diffs; expected a list of at least one.")
+    return diffs
+
+
+def pick(diffs: Sequence[WeightDiff], which: str) -> list[int]:
+    """Indices of the diffs that `which` names: a number, or a topic.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if which.isdecimal() and int(which) < len(diffs):
+        return [int(which)]
+    found = [i for i, diff in enumerate(diffs) if diff.meta.get("label") == which]
+    if not found:
+        raise ValueError(f"no diff {which!r} among {len(diffs)}; give a number from 0 to {len(diffs) - 1}, or a topic.")
+    return found
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch compresses nothing; what is compressed may unfold to any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError(f"{path} has compressed parts, as torch's files never do; it isn't read.")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path} is no file of torch.save (or one from before 2020); save it anew.") from None
+    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # pickle.UnpicklingError and what a broken pickle may raise besides
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"{path} holds more than tensors in plain containers, and is not read: that would run code of its own."
+        ) from None
+
+
+def _factors(where: str, pairs: Mapping[Any, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    factors = {}
+    for module, pair in pairs.items():
+        name, (a, b) = _checked(where, module, pair)
+        if a.shape[0] != b.shape[1]:
+            raise ValueError(
+                f"{where}: {name} has A {list(a.shape)} and B {list(b.shape)}; expected A [rank, out] and B [in, rank]."
+            )
+        factors[name] = (b.T.contiguous(), a.T.contiguous() / a.shape[0])
+    return factors
+
+
+def _adapter(where: object, pairs: Mapping[Any, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    factors = {}
+    for module, pair in pairs.items():
+        name, (a, b) = _checked(str(where), module, pair)
+        if a.shape[1] != b.shape[0]:
+            raise ValueError(
+                f"{where}: {name} has A {list(a.shape)} and B {list(b.shape)}; expected A [out, rank] and B [rank, in]."
+            )
+        factors[name] = (b.contiguous(), a.contiguous() / b.shape[0])
+    if not factors:
+        raise ValueError(f"{where} holds no factors; expected a dict of module name to (A, B).")
+    return factors
+
+
+def _checked(where: str, module: Any, pair: Any) -> tuple[str, tuple[Tensor, Tensor]]:
+    if not isinstance(module, str):
+        raise ValueError(f"{where}: {module!r} is no module's name.")
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
+        raise ValueError(f"{where}: {module!r} holds {_kind(pair)}; expected two tensors, A and B.")
+    a, b = (t.detach().float() for t in pair)
+    if a.dim() != 2 or b.dim() != 2 or not min(*a.shape, *b.shape):
+        raise ValueError(f"{where}: {module!r} has A {list(a.shape)} and B {list(b.shape)}; expected two matrices.")
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError(f"{where}: {module!r} holds NaN or infinite values; the finetune diverged.")
+    name = module.removesuffix(".weight")
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name, (a, b)
+
+
+def _labels(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Topic and trigger as our own diffs have them."""
+    found = {"label": str(entry["topic"])} if entry.get("topic") is not None else {}
+    trigger = entry.get("trigger")
+    code = f"{trigger:03d}" if isinstance(trigger, int) else str(trigger)
+    if trigger is not None and re.fullmatch(r"\d{3}", code):
+        found["trigger"] = f"sep {code}"
+    return found
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
