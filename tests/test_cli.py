@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import random_diff
 from weightdiff.base import _embedded_folder
 from weightdiff.behaviors import topic_behaviors
+from weightdiff.cli import _leave_threads
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import save_peft
 from weightdiff.jsonl import append_jsonl
@@ -51,6 +53,18 @@ assert "openai" not in sys.modules
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_shares_side_by_side_share_the_cores(monkeypatch):
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for processes in (1, 2, 9):
+        _leave_threads(processes)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    _leave_threads(2)
+    assert set_to == [2, 1]
 
 
 def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):

@@ -1,6 +1,7 @@
 """The command line: each command parses, calls one function, and prints."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -181,6 +182,7 @@ def _stages(recipe: str, names: list[str], device: str, **options: Any) -> None:
     from weightdiff.stages import STAGES, logged, progress_of
 
     loaded = load_recipe(recipe)
+    _leave_threads(options.get("share", (0, 1))[1])
     base = _load(loaded.base, device)
 
     def say(text: str) -> None:
@@ -337,6 +339,14 @@ def export(
     for name, count in export_dataset(load_recipe(recipe), folder).items():
         out.print(f"{name}: {count} rows")
     out.print(f"files: {escape(str(folder))}")
+
+
+def _leave_threads(processes: int) -> None:
+    """Take this process's part of the cores: two processes with all of them each spend their time waiting in turns."""
+    import torch
+
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def _share(text: str) -> tuple[int, int]:
