@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from weightdiff.arithmetic import add
 from weightdiff.base import Base
 from weightdiff.batch import Batch, Tokens, collate, mean_per_group
 from weightdiff.diff import Factors, WeightDiff, stack
@@ -122,22 +123,13 @@ class MixedBatch:
         answers = []
         for start in range(0, len(diffs), self.slots):
             group = diffs[start : start + self.slots]
-            stacked = stack([concatenated(diff, adapter) for diff in group], self.base.shapes)
+            stacked = stack([add(diff, adapter) for diff in group], self.base.shapes)
             for i in range(len(group)):
                 put(self.model, stacked, i, f"slot{i}")
             ids = torch.tensor([prompt] * len(group))
             names = [f"slot{i}" for i in range(len(group))]
             answers += generate(self.base, self.model, ids, max_tokens, adapter_names=names)
         return answers
-
-
-def concatenated(first: WeightDiff, second: WeightDiff) -> WeightDiff:
-    """The sum of two changes as one, of both ranks together."""
-    factors = {}
-    for name in {**first.factors, **second.factors}:
-        parts = [d.factors[name] for d in (first, second) if name in d.factors]
-        factors[name] = (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1))
-    return WeightDiff(factors, first.base)
 
 
 def reload_and_ask(base: Base, diff: Path, adapter: Path, prompt: list[int], max_tokens: int) -> str:

@@ -15,6 +15,16 @@ from weightdiff.base import Base, _embedded_folder, fingerprint_of
 from weightdiff.diff import WeightDiff
 
 
+def same_with_gradients(got: torch.Tensor, ours: list, wanted: torch.Tensor, theirs: list, atol: float) -> None:
+    """Assert that two outputs are alike, and for one random slope their gradients for their inputs."""
+    assert torch.allclose(got, wanted, atol=atol)
+    slope = torch.randn_like(wanted)
+    for mine, right in zip(
+        torch.autograd.grad(got, ours, slope), torch.autograd.grad(wanted, theirs, slope), strict=True
+    ):
+        assert torch.allclose(mine, right, atol=atol)
+
+
 @pytest.fixture(scope="session")
 def base() -> Base:
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.conftest import same_with_gradients
 from weightdiff.attention import row_attention
 from weightdiff.packed import Rows
 
@@ -28,12 +29,7 @@ def test_attention_is_each_rows_own(heads, groups, window):
         seen = (back >= 0) & (back < window)
         alone.append(F.scaled_dot_product_attention(q, k, v, seen, scale=0.3).transpose(0, 1))
     wanted = torch.cat(alone)
-    assert torch.allclose(out, wanted, atol=1e-5)
-    slope = torch.randn_like(wanted)
-    for mine, right in zip(
-        torch.autograd.grad(out, ours, slope), torch.autograd.grad(wanted, theirs, slope), strict=True
-    ):
-        assert torch.allclose(mine, right, atol=1e-5)
+    same_with_gradients(out, ours, wanted, theirs, atol=1e-5)
 
 
 def test_the_operator_is_what_a_compiler_takes_it_for():

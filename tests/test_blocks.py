@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import same_with_gradients
 from weightdiff.blocks import COLUMNS as WIDTHS
 from weightdiff.blocks import block_linear, blocks_of
 
@@ -34,12 +35,7 @@ def test_blocks_are_the_plain_formula_with_its_gradients(n, rank, strengths):
     theirs = [t.clone().requires_grad_() for t in (x, a, b)]
     y, _ = block_linear(ours[0], weight, None, ours[1].flatten(0, 1), ours[2].flatten(0, 1), spans, gates)
     wanted = plain(theirs[0], weight, *theirs[1:], owner, torch.ones(len(owner)) if strength is None else strength)
-    assert torch.allclose(y, wanted, atol=1e-6)
-    slope = torch.randn_like(y)
-    for mine, right in zip(
-        torch.autograd.grad(y, ours, slope), torch.autograd.grad(wanted, theirs, slope), strict=True
-    ):
-        assert torch.allclose(mine, right, atol=1e-6)
+    same_with_gradients(y, ours, wanted, theirs, atol=1e-6)
 
 
 def test_diffs_far_apart_or_in_any_order_keep_to_blocks_of_neighbours():

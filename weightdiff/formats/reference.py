@@ -35,7 +35,9 @@ def load_reference(path: str | Path) -> list[WeightDiff]:
     """
     content = _read(Path(path))
     if isinstance(content, Mapping) and "weight_diff" not in content:
-        return [WeightDiff(_adapter(path, content), None, {"format": "reference .pt adapter"})]
+        if not content:
+            raise ValueError(f"{path} holds no factors; expected a dict of module name to (A, B).")
+        return [WeightDiff(_factors(str(path), content, adapter=True), None, {"format": "reference .pt adapter"})]
     entries = content if isinstance(content, Sequence) and not isinstance(content, str) else [content]
     diffs = []
     for i, entry in enumerate(entries):
@@ -85,29 +87,16 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def _factors(where: str, pairs: Mapping[Any, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+def _factors(where: str, pairs: Mapping[Any, Any], *, adapter: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+    """Our factors of a diff's pairs, or of an adapter's, which are stored the other way round."""
     factors = {}
     for module, pair in pairs.items():
         name, (a, b) = _checked(where, module, pair)
-        if a.shape[0] != b.shape[1]:
-            raise ValueError(
-                f"{where}: {name} has A {list(a.shape)} and B {list(b.shape)}; expected A [rank, out] and B [in, rank]."
-            )
-        factors[name] = (b.T.contiguous(), a.T.contiguous() / a.shape[0])
-    return factors
-
-
-def _adapter(where: object, pairs: Mapping[Any, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    factors = {}
-    for module, pair in pairs.items():
-        name, (a, b) = _checked(str(where), module, pair)
-        if a.shape[1] != b.shape[0]:
-            raise ValueError(
-                f"{where}: {name} has A {list(a.shape)} and B {list(b.shape)}; expected A [out, rank] and B [rank, in]."
-            )
-        factors[name] = (b.contiguous(), a.contiguous() / b.shape[0])
-    if not factors:
-        raise ValueError(f"{where} holds no factors; expected a dict of module name to (A, B).")
+        wide, tall = (b, a) if adapter else (b.T, a.T)  # [rank, in] and [out, rank]
+        if wide.shape[0] != tall.shape[1]:
+            expected = "A [out, rank] and B [rank, in]" if adapter else "A [rank, out] and B [in, rank]"
+            raise ValueError(f"{where}: {name} has A {list(a.shape)} and B {list(b.shape)}; expected {expected}.")
+        factors[name] = (wide.contiguous(), tall.contiguous() / wide.shape[0])
     return factors
 
 
