@@ -11,8 +11,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 # Every shape in a signature is checked as the tests run; this must precede the first import of the package.
 jaxtyping.install_import_hook("weightdiff", "beartype.beartype")
 
-from weightdiff.base import Base, _embedded_folder, fingerprint_of
+from weightdiff.base import Base, _embedded_folder
 from weightdiff.diff import WeightDiff
+from weightdiff.fingerprint import fingerprint_of
 
 
 def same_with_gradients(got: torch.Tensor, ours: list, wanted: torch.Tensor, theirs: list, atol: float) -> None:

