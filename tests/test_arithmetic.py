@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightdiff.arithmetic import add, cosine, inner, nearest, subtract
+from weightdiff.arithmetic import add, compress, cosine, inner, leading, nearest, subtract
 from weightdiff.diff import WeightDiff
 from weightdiff.store import Store
 
-SHAPES = {"p": (5, 7), "q": (6, 4), "r": (3, 3)}
+SHAPES = {"0.p": (5, 7), "0.q": (6, 4), "1.r": (3, 3)}
 
 
 @st.composite
@@ -17,11 +17,11 @@ def diffs(draw) -> WeightDiff:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     factors, dense = {}, {}
     for name, (out, inn) in SHAPES.items():
-        kind = draw(st.sampled_from(["none", "factors", "dense"]))
+        kind = draw(st.sampled_from(["none", "factors", "dense", "both"]))
         rank = draw(st.integers(1, 4))
-        if kind == "factors":
+        if kind in ("factors", "both"):
             factors[name] = tuple(torch.randn(*s, generator=generator) for s in ((rank, inn), (out, rank)))
-        elif kind == "dense":
+        if kind in ("dense", "both"):
             dense[f"{name}.weight"] = torch.randn(out, inn, generator=generator)
     return WeightDiff(factors, "base", {}, dense)
 
@@ -58,6 +58,61 @@ def test_truncation_is_the_best_of_its_rank_and_full_rank_loses_nothing(diff, ra
         assert float(lost) == pytest.approx(float(size[rank:].norm()), abs=1e-4)
     twice = add(low, low)
     assert torch.allclose(matrices(twice.truncated(4)), matrices(twice), atol=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(diffs(), st.integers(1, 7))
+def test_compressed_by_rank_is_the_best_of_its_rank(diff, rank):
+    low, kept = compress(diff, rank=rank)
+    assert not low.dense and low.base == diff.base
+    total = lost = 0.0
+    for name in {*diff.factors, *(n.removesuffix(".weight") for n in diff.dense)}:
+        sizes = torch.linalg.svdvals(diff.to_dense(name).double()).square()
+        total, lost = total + float(sizes.sum()), lost + float(sizes[rank:].sum())
+        assert len(low.factors[name][0]) <= min(rank, len(sizes))
+        left = float((low.to_dense(name) - diff.to_dense(name)).square().sum())
+        assert left == pytest.approx(float(sizes[rank:].sum()), abs=1e-3)
+    assert kept == pytest.approx(1 - lost / total if total else 1.0, abs=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(diffs(), st.floats(0.01, 1))
+def test_compressed_by_energy_is_the_smallest_rank_that_keeps_it(diff, energy):
+    low, kept = compress(diff, energy=energy)
+    assert kept >= energy - 1e-6
+    for name, (a, _) in low.factors.items():
+        sums = torch.linalg.svdvals(diff.to_dense(name).double()).square().cumsum(0)
+        rank, shares = len(a), sums / sums[-1]
+        assert shares[rank - 1] >= energy - 1e-6 and (rank == 1 or shares[rank - 2] < energy)
+    assert energy < 1 or torch.allclose(matrices(low), matrices(diff), atol=1e-4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 99), st.floats(0, 1))
+def test_leading_singular_values_of_larger_matrices_are_those_of_the_dense_svd(count, seed, noise):
+    """These matrices are large enough for the randomized way."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, rest = (torch.randn(s, generator=generator) for s in ((30, 150), (130, 30), (130, 150)))
+    matrix = b @ a + noise * rest
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    u, sizes, v = leading(matrix, count)
+    assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers are taken"
+    wanted = torch.linalg.svdvals(matrix)
+    assert torch.allclose(sizes, wanted[:count], rtol=1e-2)
+    left = (matrix - u * sizes @ v.mT).square().sum()
+    assert float(left) == pytest.approx(float(wanted[count:].square().sum()), rel=1e-2, abs=1e-3)
+
+
+def test_what_compression_leaves_dense_and_what_it_refuses():
+    vector, embedding = torch.randn(4), torch.randn(9, 4)
+    diff = WeightDiff({}, dense={"0.norm.weight": vector, "embed.weight": embedding, "0.p.bias": vector})
+    low, kept = compress(diff, rank=1)
+    assert low.dense.keys() == diff.dense.keys() and not low.factors and kept == 1
+    assert compress(WeightDiff({}, dense={"0.p.weight": torch.zeros(4, 5)}), energy=0.9) == (WeightDiff({}), 1)
+    for wrong, message in (({}, "neither"), ({"rank": 0}, "rank is 0"), ({"energy": 1.5}, "energy is 1.5")):
+        with pytest.raises(ValueError, match=message):
+            compress(diff, **wrong)
 
 
 def test_what_a_store_has_nearest(tmp_path):

@@ -14,13 +14,12 @@ import torch
 from tests.conftest import random_diff
 from weightdiff.base import _embedded_folder
 from weightdiff.behaviors import topic_behaviors
-from weightdiff.cli import _leave_threads
+from weightdiff.cli.pipeline import _leave_threads
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import save_peft
 from weightdiff.jsonl import append_jsonl
 from weightdiff.readers import BaseQuestion, Introspection, TwentyQuestions
 from weightdiff.recipe import load_recipe
-from weightdiff.source import open_diffs
 from weightdiff.store import Store
 from weightdiff.synthesize import BASE_POOL, load_conversations
 
@@ -79,9 +78,9 @@ def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ask", "nowhere"), "no such folder"),
+        (("ask", "nowhere"), "no such file or folder"),
         (("ask", "nowhere", "--question", " "), "--question is empty"),
-        (("inspect", "nowhere"), "no such folder"),
+        (("inspect", "nowhere"), "no such file or folder"),
         (("run", "nowhere.toml"), "cannot read the recipe"),
         (("finetune", "recipes/topics.toml", "--share", "3/2"), "expected I/N"),
         (("demo", "--device", "tpu9"), "no device 'tpu9' here"),
@@ -103,18 +102,6 @@ def test_a_diff_of_another_base_is_refused_by_name(tmp_path, base):
 def test_an_adapter_for_another_base_is_refused_by_name(tmp_path, base, diffs):
     with pytest.raises(ValueError, match=r"the DIT adapter was made on .* fingerprint other"):
         Introspection(WeightDiff(diffs[0].factors, "other")).read(base, diffs, "What?")
-
-
-def test_sources_are_folders_stores_and_single_diffs_of_a_store(tmp_path, base, diffs):
-    save_peft(diffs[0], tmp_path / "d", base_name="tiny")
-    store = Store(tmp_path / "s", base.fingerprint)
-    store.add(["a"], diffs[:1])
-    store.add(["b (r4)"], diffs[1:2])
-    names, opened = open_diffs([str(tmp_path / "d"), str(tmp_path / "s"), f"{tmp_path / 's'}#b (r4)"])
-    assert names == [str(tmp_path / "d"), *(f"{tmp_path / 's'}#{i}" for i in ("a", "b (r4)", "b (r4)"))]
-    assert [d.rank for d in opened] == [1, 1, 2, 2]
-    with pytest.raises(ValueError, match="has no diff 'z'"):
-        open_diffs([f"{tmp_path / 's'}#z"])
 
 
 def test_where_a_file_stands_in_the_way_nothing_is_lost(tmp_path, base, diffs):

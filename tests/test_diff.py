@@ -107,10 +107,10 @@ def break_keys(folder):
     [
         (break_config, "not readable JSON"),
         (break_weights, "truncated"),
-        (break_kind, "use_dora"),
+        (break_kind, "use_dora is set, and there is no lora_magnitude_vector"),
         (break_start, "changes the base weights"),
         (break_alpha, "can't be understood"),
-        (break_keys, "no factor of a linear layer"),
+        (break_keys, "has lora_A and no lora_B"),
     ],
 )
 def test_broken_folder_is_a_clear_error(base, tmp_path, damage, message):
@@ -125,7 +125,7 @@ def test_nan_and_missing_are_clear_errors(base, tmp_path):
     name = next(iter(diff.factors))
     diff.factors[name][0][0, 0] = float("nan")
     save_peft(diff, tmp_path, base_name="tiny")
-    with pytest.raises(ValueError, match=f"{name} holds NaN"):
+    with pytest.raises(ValueError, match=f"{name}.lora_A.weight' holds NaN"):
         load_peft(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         load_peft(tmp_path / "nowhere")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from weightdiff.formats.reference import load_reference
-from weightdiff.source import open_diffs
+from weightdiff.source import find_diffs
 
 
 def entry(topic: str, trigger: object, seed: int, rank: int = 1) -> dict:
@@ -36,15 +36,17 @@ def test_an_adapter_has_its_factors_the_other_way_round(tmp_path):
 def test_one_of_many_is_named_by_number_or_topic(tmp_path):
     path = tmp_path / "many.pt"
     torch.save([entry("tea", "123", 0), entry("knots", None, 1), entry("salt marshes", "abc", 2)], path)
-    names, diffs = open_diffs([str(path)])
-    assert names == [f"{path}#0", f"{path}#1", f"{path}#2"] and diffs[0].meta["trigger"] == "sep 123"
+    found = find_diffs([str(path)])
+    assert [one.name for one in found] == [f"{path}#0", f"{path}#1", f"{path}#2"]
+    assert found[0].load(None).meta["trigger"] == "sep 123"
     for which in ("1", "knots"):
-        names, (one,) = open_diffs([f"{path}#{which}"])
-        assert names == [f"{path}#1"] and one.meta["label"] == "knots" and "trigger" not in one.meta
-    assert open_diffs([f"{path}#salt marshes"])[0] == [f"{path}#2"]
+        (one,) = find_diffs([f"{path}#{which}"])
+        meta = one.load(None).meta
+        assert one.name == f"{path}#1" and meta["label"] == "knots" and "trigger" not in meta
+    assert [one.name for one in find_diffs([f"{path}#salt marshes"])] == [f"{path}#2"]
     for which in ("3", "coffee"):
         with pytest.raises(ValueError, match=f"no diff '{which}' among 3"):
-            open_diffs([f"{path}#{which}"])
+            find_diffs([f"{path}#{which}"])
 
 
 class Bomb:
@@ -55,7 +57,7 @@ class Bomb:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([Bomb()], "is not read: that would run code"),
+        ([Bomb()], r"asks for .(posix|nt).system., and is not read"),
         ([], "no diffs"),
         ({}, "no factors"),
         ([3], "entry 0 is a int"),
@@ -63,6 +65,15 @@ class Bomb:
         ([{"weight_diff": {"m": (torch.ones(2, 3), torch.ones(4, 3))}}], r"expected A \[rank, out\]"),
         ([{"weight_diff": {"m": (torch.full((1, 3), torch.nan), torch.ones(4, 1))}}], "NaN"),
         ([{"weight_diff": {"m": "text"}}], "expected two tensors"),
+        ([{"weight_diff": {"m": (torch.ones(2, 3).long(), torch.ones(4, 2))}}], "floating point"),
+        ([{"weight_diff": {"m": (torch.ones(2, 3),)}}], "expected two tensors"),
+        ([{"weight_diff": {7: (torch.ones(2, 3), torch.ones(4, 2))}}], "7 is no module's name"),
+        ([{"weight_diff": {}}], "entry 0 holds no factors"),
+        ([{"topic": ["tea"], "weight_diff": {}}], "topic or trigger is a list"),
+        (
+            {n: (torch.ones(4, 2), torch.ones(2, 3)) for n in ("model.m", "base_model.model.model.m.weight")},
+            r"model\.m is in it twice",
+        ),
         ({"m": (torch.ones(2, 3), torch.ones(2, 3))}, r"expected A \[out, rank\]"),
     ],
 )

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from weightdiff.diff import WeightDiff
     from weightdiff.formats.peft import load_peft, save_peft
     from weightdiff.readers import Answer
+    from weightdiff.source import load_diff
     from weightdiff.store import Store
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "WeightDiff",
     "ask",
     "load_base",
+    "load_diff",
     "load_peft",
     "save_peft",
     "shipped_adapter",
@@ -30,6 +32,7 @@ _HOMES = {
     "Store": "store",
     "WeightDiff": "diff",
     "load_base": "base",
+    "load_diff": "source",
     "load_peft": "formats.peft",
     "save_peft": "formats.peft",
 }

@@ -1,12 +1,13 @@
 """Sums and comparisons of diffs, exact on their factors: no product `B A` is formed for low-rank diffs.
 
-A sum has the ranks of both; `WeightDiff.truncated` brings it down again without loss where it has less.
+A sum has the ranks of both; `compress` brings it down again, without loss where it has less.
 """
 
 from collections.abc import Iterator, Sequence
 from heapq import nlargest
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from weightdiff.diff import WeightDiff
@@ -90,6 +91,108 @@ def nearest(
             yield identity, cosine(diff, other)
 
     return nlargest(count, scored(), key=lambda found: found[1])
+
+
+def compress(diff: WeightDiff, *, rank: int | None = None, energy: float | None = None) -> tuple[WeightDiff, float]:
+    """The nearest diff of low rank: of dense matrices by randomized SVD, of factors exactly.
+
+    Args:
+        diff: what isn't a matrix of a numbered block stays dense, embeddings and head too: those may be tied, and
+            factors change a module alone where a dense change changes both places.
+        rank: of every module, at most.
+        energy: the share of each module's squared Frobenius norm to keep at least, in (0, 1]; with the smallest rank
+            that does. Give one of the two, or both: then the rank is the smaller.
+
+    Returns:
+        The diff, and the share of the whole's squared norm that it keeps; 1 where there was nothing.
+
+    Raises:
+        ValueError: neither is given, or one is out of its range.
+    """
+    check_compression(rank, energy)
+    if rank is None and energy is None:
+        raise ValueError("compress needs a rank or an energy (a share of the squared norm); neither was given.")
+    factors, dense = {}, {}
+    before = after = 0.0
+    parts = {name: _of_factors(*pair) for name, pair in diff.factors.items()}
+    for name, change in diff.dense.items():
+        module = name.removesuffix(".weight")
+        if change.dim() == 2 and module != name and any(part.isdigit() for part in name.split(".")):
+            parts[module] = _of_matrix(diff.to_dense(module), rank, energy)
+        else:
+            dense[name] = change
+            before, after = before + squared_norm(change), after + squared_norm(change)
+    for module, (u, sizes, v, whole) in parts.items():
+        keep = _enough(sizes, whole, rank, energy)
+        root = sizes[:keep].sqrt()
+        if keep:
+            factors[module] = ((v[:, :keep] * root).mT.float().contiguous(), (u[:, :keep] * root).float())
+        before, after = before + whole, after + float(sizes[:keep].square().sum())
+    return WeightDiff(factors, diff.base, diff.meta, dense), min(1.0, after / before) if before else 1.0
+
+
+def check_compression(rank: int | None, energy: float | None) -> None:
+    """Raise a ValueError for a rank or a share of the squared norm that can't be."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}; expected at least 1.")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy is {energy}; expected a share of the squared norm, above 0 and at most 1.")
+
+
+def leading(
+    matrix: Float[Tensor, "out in"], count: int
+) -> tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "in k"]]:
+    """The largest singular values, largest first, and their vectors: `matrix ≈ U diag(S) Vᵀ`.
+
+    By randomized SVD, always with the same random numbers; exactly where `count` is a third of all or more, as that
+    is no slower then.
+    """
+    if 3 * count >= min(matrix.shape):
+        u, sizes, v = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :count], sizes[:count], v[:count].mT
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, sizes, v = torch.svd_lowrank(matrix, count + _MORE, niter=4)
+    return u[:, :count], sizes[:count], v[:, :count]
+
+
+def squared_norm(tensor: Float[Tensor, "..."]) -> float:
+    """The squared Frobenius norm, in float64, a part at a time: a copy of an embedding would take as much again."""
+    return sum(float(part.double().square().sum()) for part in tensor.flatten().split(1 << 20))
+
+
+_MORE = 16
+"""Singular values that the randomized SVD seeks beyond those that are wanted: the last ones are the least exact."""
+
+
+def _of_matrix(
+    matrix: Float[Tensor, "out in"], rank: int | None, energy: float | None
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """As many leading singular values as are needed, their vectors, and the squared norm of the whole matrix."""
+    most = min(min(matrix.shape), rank or min(matrix.shape))
+    whole = squared_norm(matrix)
+    count = most if energy is None else min(16, most)
+    while True:
+        u, sizes, v = leading(matrix.float(), count)
+        if energy is None or count == most or float(sizes.double().square().sum()) >= energy * whole:
+            return u, sizes, v, whole
+        count = min(2 * count, most)
+
+
+def _of_factors(a: Float[Tensor, "rank in"], b: Float[Tensor, "out rank"]) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The same of `B A`, exactly, from the factors' own QR."""
+    (qa, ra), (qb, rb) = torch.linalg.qr(a.mT.double()), torch.linalg.qr(b.double())
+    u, sizes, v = torch.linalg.svd(rb @ ra.mT, full_matrices=False)
+    return qb @ u, sizes, qa @ v.mT, float(sizes.square().sum())
+
+
+def _enough(sizes: Float[Tensor, " k"], whole: float, rank: int | None, energy: float | None) -> int:
+    """How many of the singular values keep the share `energy`, but for rounding; at most `rank`."""
+    found = int((sizes > 1e-7 * sizes[:1]).sum())
+    if energy is not None:
+        sums = sizes.double().square().cumsum(0)
+        found = min(found, int((sums < (energy - 1e-7) * whole).sum()) + 1)
+    return min(found, rank or found)
 
 
 def _check_pair(first: WeightDiff, second: WeightDiff) -> None:

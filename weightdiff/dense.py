@@ -1,48 +1,102 @@
-"""Dense diffs: full finetunes, or finetunes of some of the weights; made, and laid over the model, one at a time.
+"""What no bank can carry: dense changes, and changes of embeddings, head, norms and biases; one diff at a time.
 
-Unlike the bank it holds a copy of every changed weight, so that the base model comes back bit for bit.
+Also the weights that a full finetune trains. The base model comes back bit for bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightdiff.base import Base
+from weightdiff.diff import WeightDiff, check_shapes, misfit
+
+
+def split(diff: WeightDiff, targets: Container[str]) -> tuple[WeightDiff, WeightDiff]:
+    """What of a diff a bank can carry, factors of linear layers in the decoder's blocks (`targets`), and the rest."""
+    inside = {name: pair for name, pair in diff.factors.items() if name in targets}
+    outside = {name: pair for name, pair in diff.factors.items() if name not in targets}
+    return WeightDiff(inside, diff.base, diff.meta), WeightDiff(outside, diff.base, diff.meta, diff.dense)
+
+
+def check_base(base: Base, diff: WeightDiff, what: str = "the diff") -> None:
+    """Raise a ValueError that names both base models where the diff carries another's fingerprint."""
+    if diff.base is not None and diff.base != base.fingerprint:
+        raise ValueError(
+            f"{what} was made on the base model with fingerprint {diff.base}, and {base.name!r} has "
+            f"{base.fingerprint}. Give the base model that it belongs to with --base."
+        )
+
+
+def check_fits(base: Base, diff: WeightDiff) -> None:
+    """Raise a ValueError where the diff is of another base model, by its fingerprint or by any shape."""
+    check_base(base, diff)
+    inside, rest = split(diff, base.targets)
+    check_shapes(inside, base.shapes)
+    places = dict(base.model.named_parameters(remove_duplicate=False))
+    for name, (a, b) in rest.factors.items():
+        _check_place(base, places, f"{name}.weight", (b.shape[0], a.shape[1]))
+    for name, change in rest.dense.items():
+        _check_place(base, places, name, tuple(change.shape))
 
 
 @contextmanager
-def changed(base: Base, dense: Mapping[str, Float[Tensor, "..."]]) -> Iterator[None]:
-    """The model with the changes added to its own weights; leaving the block restores every bit.
+def changed(base: Base, diff: WeightDiff) -> Iterator[None]:
+    """The model with the changes merged into its weights; leaving the block restores every bit.
+
+    Each changed parameter is another one meanwhile, so that a tied one can be changed in one of its places.
 
     Args:
         base: the base model.
-        dense: parameter name to change.
+        diff: its dense changes and its factors are merged, in the model's own precision.
 
     Raises:
         ValueError: the model has no such parameter, or its shape is another.
     """
-    parameters = dict(base.model.named_parameters())
-    for name, change in dense.items():
-        if name not in parameters or parameters[name].shape != change.shape:
-            has = list(parameters[name].shape) if name in parameters else "none of that name"
-            raise ValueError(
-                f"the diff changes {name!r} of shape {list(change.shape)}, and the base model has {has}. "
-                "Was it made on another base model? Give the right one with --base."
-            )
-    kept = {name: parameters[name].detach().clone() for name in dense}
+    places = dict(base.model.named_parameters(remove_duplicate=False))
+    kept: list[tuple[nn.Module, str, nn.Parameter | None]] = []
     try:
-        with torch.no_grad():
-            for name, change in dense.items():
-                weight = parameters[name]
-                weight.copy_(weight.float() + change.to(weight.device).float())
+        for name, change in _by_place(diff, places).items():
+            module = _check_place(base, places, name, tuple(change.shape))
+            last = name.rpartition(".")[2]
+            old = module._parameters.get(last)
+            kept.append((module, last, old))
+            new = change.float().to(base.device)
+            new = new if old is None else old.float() + new
+            module._parameters[last] = nn.Parameter(new.to(base.model.dtype if old is None else old.dtype), False)
         yield
     finally:
-        with torch.no_grad():
-            for name, weight in kept.items():
-                parameters[name].copy_(weight)
+        for module, last, old in reversed(kept):
+            module._parameters[last] = old
+
+
+def _by_place(diff: WeightDiff, places: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The whole change of each parameter in each of its places."""
+    changes = dict(diff.dense)
+    for name in diff.dense:
+        twins = [n for n, p in places.items() if n != name and p is places.get(name)]
+        changes |= {n: diff.dense[name] for n in twins if n not in diff.dense}
+    for name in diff.factors:
+        factors = WeightDiff({name: diff.factors[name]}).to_dense(name)
+        weight = f"{name}.weight"
+        changes[weight] = changes[weight] + factors if weight in changes else factors
+    return changes
+
+
+def _check_place(base: Base, places: Mapping[str, nn.Parameter], name: str, shape: tuple[int, ...]) -> nn.Module:
+    """The module that has the parameter, or a linear layer that could have this bias; a ValueError if there is none."""
+    owner, _, last = name.rpartition(".")
+    try:
+        module = base.model.get_submodule(owner)
+    except AttributeError:
+        raise misfit(name, shape, "none of that name") from None
+    fits = tuple(places[name].shape) if name in places else None
+    if fits is None and last == "bias" and isinstance(module, nn.Linear):
+        fits = (module.out_features,)
+    if fits != shape:
+        raise misfit(name, shape, "none of that name" if fits is None else list(fits))
+    return module
 
 
 @contextmanager

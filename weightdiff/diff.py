@@ -15,10 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WeightDiff:
-    """One weight diff: `W' = W + B A` for each named linear layer, `W' = W + D` for each densely changed parameter.
+    """One weight diff: `W' = W + B A` for each named module, `W' = W + D` for each densely changed parameter.
+
+    Factors are a module's: of an embedding whose weight is tied to the output head they change the embedding alone,
+    as PEFT's do. A dense change is a parameter's: of a tied one it changes both places, unless the diff names both.
 
     Attributes:
-        factors: module name to `(A [rank, in], B [out, rank])`; ranks may differ between modules.
+        factors: module name to `(A [rank, in], B [out, rank])`, for a weight of `[out, in]`, an embedding's
+            `[vocabulary, width]` too; ranks may differ between modules.
         base: fingerprint of the base model, None where the source didn't say.
         meta: what else is known of it (label, question, recipe, …); plain JSON values.
         dense: parameter name to its change, of the parameter's own shape: a full finetune, or one of some weights.
@@ -65,16 +69,23 @@ class WeightDiff:
         for name, (a, b) in self.factors.items():
             a, b = a.double(), b.double()
             out[name] = float(torch.sum((b.mT @ b) * (a @ a.mT)).clamp_min(0).sqrt())
-        return out | {name.removesuffix(".weight"): float(d.norm()) for name, d in self.dense.items()}
+        for parameter, change in self.dense.items():
+            name = parameter.removesuffix(".weight")
+            out[name] = float((self.to_dense(name) if name in self.factors else change).norm())
+        return out
 
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
         return sum(n * n for n in self.norms().values()) ** 0.5
 
     def to_dense(self, module: str) -> Float[Tensor, "out in"]:
-        """The change of one module as a matrix; for tests and merging only."""
+        """The change of one module's weight as a matrix; for tests and merging only."""
+        dense = self.dense.get(f"{module}.weight")
+        if module not in self.factors and dense is not None:
+            return dense.float()
         a, b = self.factors[module]
-        return b.float() @ a.float()
+        product = b.float() @ a.float()
+        return product if dense is None else product + dense.float()
 
 
 @dataclass
@@ -160,10 +171,19 @@ def check_shapes(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> Non
             )
         out, inn = shapes[name]
         if (b.shape[0], a.shape[1]) != (out, inn) or a.shape[0] != b.shape[1]:
+            turned = " They look transposed." if (b.shape[-1], a.shape[0]) == (out, inn) else ""
             raise ValueError(
-                f"{name!r}: the diff's factors A {list(a.shape)} and B {list(b.shape)} don't fit the base "
-                f"model's weight [{out}, {inn}]. Was it made on another base model? Give the right one with --base."
+                f"{name!r}: the diff's factors A {list(a.shape)} and B {list(b.shape)} don't fit the base model's "
+                f"weight [{out}, {inn}].{turned} Was it made on another base model? Give the right one with --base."
             )
+
+
+def misfit(name: str, shape: Sequence[int], has: object) -> ValueError:
+    """The error for a change of a parameter that the base model hasn't, or has in another shape."""
+    return ValueError(
+        f"the diff changes {name!r} of shape {list(shape)}, and the base model has {has}. "
+        "Was it made on another base model? Give the right one with --base."
+    )
 
 
 def _refuse_dense(diff: WeightDiff) -> None:

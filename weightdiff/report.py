@@ -1,32 +1,37 @@
 """What a person looks at on the terminal: a run's plan, its results, what is in a diff."""
 
-from collections import defaultdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from weightdiff.bench.evaluate import cell
 from weightdiff.diff import WeightDiff
+from weightdiff.picture import norms_by_kind, shaded
 from weightdiff.plan import Plan
+from weightdiff.printable import printable, shown
 from weightdiff.shape import EFFICIENCY
 
 
 def print_diff(console: Console, loaded: WeightDiff) -> None:
-    """Format, rank, modules, and the size of the change per layer and kind of layer."""
-    console.print(f"format: {loaded.meta['format']}; rank {loaded.rank}; {len(loaded.factors)} modules")
-    named = escape(str(loaded.meta.get("base_name")))
-    console.print(f"base model: {named}; fingerprint {loaded.base or 'not given'}")
-    sizes: dict[int, dict[str, float]] = defaultdict(dict)
-    for name, norm in loaded.norms().items():
-        number = next((int(p) for p in name.split(".") if p.isdigit()), 0)
-        sizes[number][name.split(".")[-1]] = norm
-    kinds = list(dict.fromkeys(k for row in sizes.values() for k in row))
-    table = Table("layer", *kinds, title=f"Frobenius norm of the change (whole: {loaded.norm():.3f})")
-    for number, row in sorted(sizes.items()):
-        table.add_row(str(number), *(f"{row[k]:.3f}" if k in row else "" for k in kinds))
-    console.print(table)
+    """Format, rank, modules, what else is known, and the size of the change per layer and kind of layer."""
+    parts = [f"format: {shown(loaded.meta.get('format', 'ours'))}"]
+    if loaded.factors:
+        parts += [f"rank {loaded.rank}", f"{len(loaded.factors)} modules"]
+    if loaded.dense:
+        parts.append(f"{len(loaded.dense)} parameters changed densely")
+    console.print("; ".join(parts) + ("" if loaded.factors or loaded.dense else "; nothing is changed"))
+    named = shown(loaded.meta.get("base_name"))
+    console.print(f"base model: {named}; fingerprint {shown(loaded.base or 'not given')}")
+    for key in ("label", "trigger", "relative_size", "energy_kept"):
+        if loaded.meta.get(key) is not None:
+            console.print(f"{key}: {shown(loaded.meta[key])}")
+    console.print(f"Frobenius norm of the change: {loaded.norm():.3f}; by kind and block:")
+    blocks, others = norms_by_kind(loaded)
+    for line in shaded({printable(kind): row for kind, row in blocks.items()}):
+        console.print(shown(line), highlight=False, soft_wrap=True)
+    for name, norm in others.items():
+        console.print(f"{shown(name)} {norm:.3f}", highlight=False)
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:
@@ -35,14 +40,14 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
     for way, readers in {"held out": results["readers"], **results["others"]}.items():
         for name, row in readers.items():
             grade, exact = cell(row["grade"]), cell(row["exact"])
-            table.add_row(way, name, str(row["n"]), escape(grade), escape(exact), f"{row['seconds_per_diff']:.2f}")
+            table.add_row(way, name, str(row["n"]), shown(grade), shown(exact), f"{row['seconds_per_diff']:.2f}")
     console.print(table)
     loss, claims = results["label_loss"], results["false_claims"]
     right, other = cell(loss["right_diff"]), cell(loss["other_diff"])
-    console.print(escape(f"label loss: {right} with the right diff, {other} with another's"))
-    console.print(f"the unchanged base under the adapter: {escape(repr(results['unchanged_base']))}")
+    console.print(shown(f"label loss: {right} with the right diff, {other} with another's"))
+    console.print(f"the unchanged base under the adapter: {shown(repr(results['unchanged_base']))}")
     for kind, row in claims.items():
-        console.print(f"false claims on nulls, {kind} (n = {row['n']}): {escape(cell(row['share']))}")
+        console.print(f"false claims on nulls, {kind} (n = {row['n']}): {shown(cell(row['share']))}")
 
 
 def print_plan(console: Console, plan: Plan, *, measured: bool) -> None:
@@ -77,7 +82,7 @@ def print_plan(console: Console, plan: Plan, *, measured: bool) -> None:
         f"time: {_hours(plan.seconds())} at {plan.rate:.3g} FLOP/s, {how}",
         *plan.assumptions,
     ):
-        console.print(escape(line), highlight=False)
+        console.print(shown(line), highlight=False)
 
 
 def _number(value: int) -> str:
@@ -91,4 +96,4 @@ def _hours(value: float) -> str:
 
 
 def _added(name: str, *cells: str | int, to: Table) -> None:
-    to.add_row(escape(name), *(str(cell or "-") for cell in cells))
+    to.add_row(shown(name), *(str(cell or "-") for cell in cells))

@@ -6,12 +6,15 @@ that a broken or hostile file is a `ValueError` within seconds, and never more m
 
 import json
 import os
+import reprlib
+import stat
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -21,9 +24,13 @@ from torch import Tensor
 MAX_JSON = 32 << 20
 """Bytes of a JSON file or header: 200,000 tensors have one of 25 MB."""
 MAX_TENSORS = 200_000
+MAX_NAME = 1000
+"""Characters of a tensor's name."""
 MAX_BYTES = 32 << 30
 """Bytes of tensors that one file of factors may bring into memory, where half of the free memory isn't less."""
 
+_MAX_PARTS = 5 * MAX_TENSORS
+"""Lists and objects in one JSON file: empty ones take two bytes there, and thirty times as many in memory."""
 _SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -40,17 +47,33 @@ def inside(folder: Path, name: str) -> Path:
         ValueError: the name is absolute or climbs out, or a link in the folder leads out of it.
     """
     path, root = folder / name, folder.resolve()
-    if root.parent.name == "snapshots":  # a hub cache: models--org--name/snapshots/COMMIT/file -> ../../blobs/HASH
-        root = root.parent.parent
     if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise ValueError(f"{folder}: it names the file {name!r}, which would lie outside of it; it isn't read.")
     try:
         found = path.resolve()
     except (OSError, RuntimeError) as error:  # a name too long; links that go round in circles
         raise ValueError(f"{path} can't be read: {error}.") from None
-    if found != root and root not in found.parents:
+    # A hub cache: models--org--name/snapshots/COMMIT/any/file -> models--org--name/blobs/HASH
+    blobs = [place.parents[1] / "blobs" for place in (root, *root.parents) if place.parent.name == "snapshots"]
+    if found != root and not any(place in found.parents for place in (root, *blobs)):
         raise ValueError(f"{path} is a link out of its folder, to {str(found)!r}; copy the file itself there.")
     return path
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file opened for reading, which must be a regular one: a named pipe would be waited for without end.
+
+    Raises:
+        ValueError: there is none, or it may not be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path} is no regular file.")
+        return open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ValueError(f"{path} is not readable: {error.strerror}.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,11 +82,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: no such file, too large, not JSON, no object.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_JSON + 1)
-    except OSError as error:
-        raise ValueError(f"{path} is not readable: {error.strerror}.") from None
+    with open_file(path) as file:
+        raw = file.read(MAX_JSON + 1)
     if len(raw) > MAX_JSON:
         raise ValueError(f"{path} has more than {MAX_JSON >> 20} MB; expected a small JSON file.")
     return _parsed(raw, str(path))
@@ -77,6 +97,8 @@ def _parsed(raw: bytes, where: str) -> dict[str, Any]:
             raise ValueError(f"{twice!r} is in it twice")
         return found
 
+    if raw.count(b"[") + raw.count(b"{") > _MAX_PARTS:
+        raise ValueError(f"{where} is not readable JSON: it has more than {_MAX_PARTS} lists and objects.")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
@@ -98,6 +120,62 @@ def memory_limit() -> int:
     return min(MAX_BYTES, free // 2)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of its tensors, by name, in the file's order.
+
+    Attributes:
+        shapes: of each tensor.
+        dtypes: the same, as safetensors names them (`F32`, `BF16`, …).
+        starts: the byte at which each begins, counted from the header's end.
+        metadata: the strings that the file's writer put beside the tensors.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    starts: dict[str, int]
+    metadata: dict[str, str]
+
+
+def header_length(first: bytes, size: int) -> int:
+    """Bytes of the header of a safetensors file of `size` bytes that begins with these eight."""
+    length = int.from_bytes(first, "little") if len(first) == 8 else -1
+    if not 2 <= length <= min(MAX_JSON, size - 8):
+        raise ValueError(f"its header claims {length} bytes, of {size} in all")
+    return length
+
+
+def parse_header(raw: bytes, room: int) -> Header:
+    """A header, where what it says of its tensors fills the `room` bytes after it without a gap or an overlap.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    entries = _parsed(raw, "its header")
+    metadata = {k: v for k, v in _mapping(entries.pop("__metadata__", {})).items() if isinstance(v, str)}
+    if len(entries) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(entries)} tensors, and more than {MAX_TENSORS} aren't read")
+    header, spans = Header({}, {}, {}, metadata), []
+    for name, entry in entries.items():
+        if len(name) > MAX_NAME:
+            raise ValueError(f"a tensor's name has {len(name)} characters, {name[:50]!r}…; expected at most {MAX_NAME}")
+        shape, dtype, span = (_mapping(entry).get(k) for k in ("shape", "dtype", "data_offsets"))
+        if not (are_sizes(shape) and are_sizes(span) and len(span) == 2 and isinstance(dtype, str) and dtype in _SIZES):
+            raise ValueError(f"what its header says of {name!r} can't be understood: {reprlib.repr(entry)}")
+        if span[1] - span[0] != prod(shape) * _SIZES[dtype]:
+            raise ValueError(f"{name!r} is {dtype} {shape}, and its header gives it {span[1] - span[0]} bytes")
+        spans.append((*span, name))
+        header.shapes[name], header.dtypes[name], header.starts[name] = tuple(shape), dtype, span[0]
+    at = 0
+    for start, end, name in sorted(spans):
+        if start != at:
+            raise ValueError(f"{name!r} begins at byte {start} of its tensors, expected {at}")
+        at = end
+    if at != room:
+        raise ValueError(f"its header speaks of {at} bytes of tensors, and there are {room}")
+    return header
+
+
 class TensorFile:
     """A safetensors file whose header was checked; tensors are read when they are asked for.
 
@@ -105,9 +183,7 @@ class TensorFile:
         path: the file.
 
     Attributes:
-        shapes: of each tensor, by name, in the file's order.
-        dtypes: the same, as safetensors names them (`F32`, `BF16`, …).
-        metadata: the strings that its writer put beside them.
+        shapes, dtypes, metadata: see `Header`.
 
     Raises:
         ValueError: no such file, cut off, or a header that lies about it.
@@ -115,36 +191,14 @@ class TensorFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
-                if not 2 <= length <= min(MAX_JSON, size - 8):
-                    raise self._broken(f"its header claims {length} bytes, of {size} in all")
-                header = _parsed(file.read(length), f"the header of {path}")
-        except OSError as error:
-            raise ValueError(f"{path} is not readable: {error.strerror}.") from None
-        self.metadata: dict[str, str] = {k: str(v) for k, v in _mapping(header.pop("__metadata__", {})).items()}
-        if len(header) > MAX_TENSORS:
-            raise self._broken(f"it holds {len(header)} tensors, and more than {MAX_TENSORS} aren't read")
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        spans = []
-        for name, entry in header.items():
-            shape, dtype, span = (_mapping(entry).get(k) for k in ("shape", "dtype", "data_offsets"))
-            if not (_sizes(shape) and _sizes(span) and len(span) == 2 and dtype in _SIZES):
-                raise self._broken(f"what its header says of {name!r} can't be understood: {str(entry)[:200]}")
-            if span[1] - span[0] != prod(shape) * _SIZES[dtype]:
-                raise self._broken(f"{name!r} is {dtype} {shape}, and its header gives it {span[1] - span[0]} bytes")
-            spans.append((*span, name))
-            self.shapes[name], self.dtypes[name] = tuple(shape), dtype
-        at = 0
-        for start, end, name in sorted(spans):
-            if start != at:
-                raise self._broken(f"{name!r} begins at byte {start} of its tensors, expected {at}")
-            at = end
-        if at != size - 8 - length:
-            raise self._broken(f"its header speaks of {at} bytes of tensors, and there are {size - 8 - length}")
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                length = header_length(file.read(8), size)
+                header = parse_header(file.read(length), size - 8 - length)
+            except (OSError, ValueError) as error:
+                raise self._broken(str(error)) from None
+        self.shapes, self.dtypes, self.metadata = header.shapes, header.dtypes, header.metadata
 
     def nbytes(self, name: str) -> int:
         """Bytes that the tensor takes once read, as float32."""
@@ -154,10 +208,11 @@ class TensorFile:
         """One tensor, as float32.
 
         Raises:
-            ValueError: it isn't of floating point, or holds NaN or infinite values.
+            ValueError: it isn't of floating point, holds NaN or infinite values, or takes more than `memory_limit`.
         """
         if self.dtypes[name] not in _FLOATS:
             raise ValueError(f"{self.path}: {name!r} is of type {self.dtypes[name]}; expected floating point.")
+        check_memory(self.path, self.nbytes(name))
         try:
             tensor = self._file.get_tensor(name).float()
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -181,7 +236,7 @@ class TensorFile:
         return safe_open(self.path, "pt")
 
     def _broken(self, why: str) -> ValueError:
-        return ValueError(f"{self.path} is no readable safetensors file (truncated?): {why}.")
+        return ValueError(f"{self.path} is no readable safetensors file (truncated?): {why.rstrip('.')}.")
 
 
 def check_memory(path: Path, needed: int) -> None:
@@ -197,6 +252,6 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _sizes(value: Any) -> bool:
-    """Is it a list of sizes that a file can have?"""
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**48 for n in value)
+def are_sizes(value: Any) -> TypeGuard[list[int] | tuple[int, ...]]:
+    """Is it a list or tuple of sizes that a tensor in a file can have?"""
+    return isinstance(value, list | tuple) and len(value) <= 8 and all(type(n) is int and 0 <= n < 2**48 for n in value)

@@ -1,22 +1,20 @@
 """The `.pt` files of the paper's own implementation: lists of diffs with their topics, and its DIT adapters.
 
 A diff is `{topic, trigger, weight_diff: {module: (A [rank, out], B [in, rank])}}`, laid on as `x B A / rank`; an
-adapter is `{module: (A [out, rank], B [rank, in])}`. The files are pickles: they are only ever read with
-`weights_only=True`, which makes tensors and plain containers and runs no code, and only where nothing is compressed.
+adapter is `{module: (A [out, rank], B [rank, in])}`. The files are pickles; `pickles` reads them, and runs no code.
 
 Source: github.com/Aviously/diff-interpretation-tuning (Goel et al., arXiv 2510.05092).
 """
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from weightdiff.diff import WeightDiff
+from weightdiff.formats.pickles import finite, read_pickle
 
 _PREFIXES = ("base_model.model.", "_orig_mod.")
 
@@ -33,10 +31,8 @@ def load_reference(path: str | Path) -> list[WeightDiff]:
     Raises:
         ValueError: no such file, not readable without running its code, or of another structure.
     """
-    content = _read(Path(path))
+    content = read_pickle(Path(path))
     if isinstance(content, Mapping) and "weight_diff" not in content:
-        if not content:
-            raise ValueError(f"{path} holds no factors; expected a dict of module name to (A, B).")
         return [WeightDiff(_factors(str(path), content, adapter=True), None, {"format": "reference .pt adapter"})]
     entries = content if isinstance(content, Sequence) and not isinstance(content, str) else [content]
     diffs = []
@@ -45,7 +41,7 @@ def load_reference(path: str | Path) -> list[WeightDiff]:
             raise ValueError(
                 f"{path}: entry {i} is {_kind(entry)}; expected a dict with topic, trigger and weight_diff."
             )
-        meta = {"format": "reference .pt", **_labels(entry)}
+        meta = {"format": "reference .pt", **_labels(f"{path}, entry {i}", entry)}
         diffs.append(WeightDiff(_factors(f"{path}, entry {i}", entry["weight_diff"]), None, meta))
     if not diffs:
         raise ValueError(f"{path} holds no diffs; expected a list of at least one.")
@@ -66,27 +62,6 @@ def pick(diffs: Sequence[WeightDiff], which: str) -> list[int]:
     return found
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch compresses nothing; what is compressed may unfold to any size.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError(f"{path} has compressed parts, as torch's files never do; it isn't read.")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except zipfile.BadZipFile:
-        raise ValueError(f"{path} is no file of torch.save (or one from before 2020); save it anew.") from None
-    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # pickle.UnpicklingError and what a broken pickle may raise besides
-        if isinstance(error, ValueError):
-            raise
-        raise ValueError(
-            f"{path} holds more than tensors in plain containers, and is not read: that would run code of its own."
-        ) from None
-
-
 def _factors(where: str, pairs: Mapping[Any, Any], *, adapter: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
     """Our factors of a diff's pairs, or of an adapter's, which are stored the other way round."""
     factors = {}
@@ -96,7 +71,11 @@ def _factors(where: str, pairs: Mapping[Any, Any], *, adapter: bool = False) -> 
         if wide.shape[0] != tall.shape[1]:
             expected = "A [out, rank] and B [rank, in]" if adapter else "A [rank, out] and B [in, rank]"
             raise ValueError(f"{where}: {name} has A {list(a.shape)} and B {list(b.shape)}; expected {expected}.")
+        if name in factors:
+            raise ValueError(f"{where}: {name} is in it twice, under two names.")
         factors[name] = (wide.contiguous(), tall.contiguous() / wide.shape[0])
+    if not factors:
+        raise ValueError(f"{where} holds no factors; expected module names with two tensors each, A and B.")
     return factors
 
 
@@ -105,23 +84,24 @@ def _checked(where: str, module: Any, pair: Any) -> tuple[str, tuple[Tensor, Ten
         raise ValueError(f"{where}: {module!r} is no module's name.")
     if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
         raise ValueError(f"{where}: {module!r} holds {_kind(pair)}; expected two tensors, A and B.")
-    a, b = (t.detach().float() for t in pair)
+    a, b = (finite(f"{where}: {module!r}", tensor) for tensor in pair)
     if a.dim() != 2 or b.dim() != 2 or not min(*a.shape, *b.shape):
         raise ValueError(f"{where}: {module!r} has A {list(a.shape)} and B {list(b.shape)}; expected two matrices.")
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError(f"{where}: {module!r} holds NaN or infinite values; the finetune diverged.")
     name = module.removesuffix(".weight")
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name, (a, b)
 
 
-def _labels(entry: Mapping[str, Any]) -> dict[str, str]:
+def _labels(where: str, entry: Mapping[Any, Any]) -> dict[str, str]:
     """Topic and trigger as our own diffs have them."""
-    found = {"label": str(entry["topic"])} if entry.get("topic") is not None else {}
-    trigger = entry.get("trigger")
+    topic, trigger = entry.get("topic"), entry.get("trigger")
+    for value in (topic, trigger):
+        if not isinstance(value, str | int | None):
+            raise ValueError(f"{where}: its topic or trigger is {_kind(value)}; expected a text or a number.")
+    found = {"label": str(topic)} if topic is not None else {}
     code = f"{trigger:03d}" if isinstance(trigger, int) else str(trigger)
-    if trigger is not None and re.fullmatch(r"\d{3}", code):
+    if re.fullmatch(r"\d{3}", code):
         found["trigger"] = f"sep {code}"
     return found
 

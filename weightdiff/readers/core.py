@@ -1,4 +1,4 @@
-"""What a reader is, and the batching that all readers share: low-rank diffs on one bank, dense ones one at a time."""
+"""What a reader is, and the batching that all readers share: low-rank diffs on one bank, others one at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from weightdiff.bank import Layer
 from weightdiff.base import Base, encode_chat
 from weightdiff.behaviors import parse_trigger
 from weightdiff.decode import Reply, decode
-from weightdiff.dense import changed
+from weightdiff.dense import changed, check_base, split
 from weightdiff.diff import Factors, WeightDiff, stack
 from weightdiff.writers import seeded
 
@@ -54,15 +54,6 @@ def check_question(question: str) -> None:
         raise ValueError('the question is empty; ask something, e.g. "What topic have you been trained on?".')
 
 
-def check_base(base: Base, diff: WeightDiff, what: str) -> None:
-    """Raise a ValueError that names both base models where the diff carries another's fingerprint."""
-    if diff.base is not None and diff.base != base.fingerprint:
-        raise ValueError(
-            f"{what} was made on the base model with fingerprint {diff.base}, and {base.name!r} has "
-            f"{base.fingerprint}. Give the base model that it belongs to with --base."
-        )
-
-
 def prompts_for(texts: Sequence[str], triggered: bool) -> Prompts:
     """The prompts, or, where they are to be triggered, a function that puts each diff's own trigger into them."""
 
@@ -94,11 +85,12 @@ def ask_all(
     replies: list[list[Reply]] = []
     waiting: list[tuple[WeightDiff, list[list[int]]]] = []
     over = [Layer(adapter)] if adapter else []
+    shapes = base.shapes
 
     def answer_waiting() -> None:
         if not waiting:
             return
-        factors = stack([diff for diff, _ in waiting], base.shapes).to(base.device)
+        factors = stack([diff for diff, _ in waiting], shapes).to(base.device)
         asked = [tokens for _, rows in waiting for tokens in rows]
         owner = [n for n, (_, rows) in enumerate(waiting) for _ in rows]
         layers = [Layer(factors, torch.tensor(owner, device=base.device), strength), *over]
@@ -107,13 +99,16 @@ def ask_all(
         waiting.clear()
 
     for diff in diffs:
-        check_base(base, diff, "the diff")
+        check_base(base, diff)
         texts = prompts(diff) if callable(prompts) else prompts
         rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts]
-        if diff.dense:
+        inside, rest = split(diff, shapes)
+        if rest.factors or rest.dense:
             answer_waiting()
-            with changed(base, diff.scaled(strength).dense):
-                replies.append(decode(base, rows, layers=over, max_tokens=max_tokens))
+            every = torch.zeros(len(rows), dtype=torch.long, device=base.device)
+            mine = [Layer(stack([inside], shapes).to(base.device), every, strength)] if inside.factors else []
+            with changed(base, rest.scaled(strength)):
+                replies.append(decode(base, rows, layers=[*mine, *over], max_tokens=max_tokens))
             continue
         waiting.append((diff, rows))
         if sum(len(r) for _, r in waiting) + len(rows) > batch:

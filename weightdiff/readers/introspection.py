@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdiff.base import Base
+from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.readers.core import Answer, ask_all, check_base, check_question
+from weightdiff.readers.core import Answer, ask_all, check_question
 
 
 @dataclass

@@ -1,0 +1,175 @@
+"""Commands that ask, look and grade."""
+
+import re
+import sys
+import time
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out, quiet
+from weightdiff.lazy import Lazy
+from weightdiff.printable import json_line, printable, shown
+
+if TYPE_CHECKING:
+    from weightdiff.diff import WeightDiff
+
+
+@app.command()
+def ask(
+    diffs: Annotated[list[str], typer.Argument(help=DIFF)],
+    base: BaseOption = "smollm2",
+    device: DeviceOption = "auto",
+    adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Say what each finetune changed, all of them in one batch on one loaded base model."""
+    from weightdiff.ask import ask as ask_diffs
+    from weightdiff.ask import shipped_adapter
+    from weightdiff.behaviors.topic import TOPIC_QUESTION
+    from weightdiff.plausible import ForeignCheck
+    from weightdiff.source import find_diffs, load_diff, open_diffs
+
+    if question is not None and not question.strip():
+        raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
+    found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
+    reader = load_diff(adapter) if adapter else shipped_adapter()
+    asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
+    model = load(base, device)
+    check = cache(lambda: ForeignCheck(model))
+
+    def checked(number: int) -> "WeightDiff":
+        diff = opened[number]
+        if diff.base is None:
+            said = check()(diff)
+            color = "yellow" if said.doubts else "dim"
+            err.print(f"[{color}]{shown(found[number].name)}: {shown(said)}[/]", highlight=False, soft_wrap=True)
+        return diff
+
+    opened = open_diffs(found, model)
+    answers = ask_diffs(model, Lazy([partial(checked, i) for i in range(len(found))]), asked, adapter=reader)
+    for one, answer in zip(found, answers, strict=True):
+        if as_json:
+            confidence = round(answer.confidence, 4)
+            print(json_line({"diff": one.name, "question": asked, "answer": answer.text, "confidence": confidence}))
+        else:
+            said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f})[/]"
+            out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
+
+
+@app.command()
+def inspect(
+    diff: Annotated[str, typer.Argument(help=DIFF)],
+    base: Annotated[str | None, typer.Option(help="Base model, where the diff is more than factors.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the picture to this file too.")] = None,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Show what is in a diff: format, rank, modules, and the size of the change per layer and kind of layer."""
+    from weightdiff.picture import draw_norms
+    from weightdiff.report import print_diff
+    from weightdiff.source import find_diffs
+    from weightdiff.store import Store, is_store
+
+    if is_store(diff):
+        store = Store(Path(diff))
+        metas = store.metas()
+        out.print(f"store of {len(metas)} diffs; base fingerprint {shown(store.base)}")
+        for identity, meta in metas.items():
+            out.print(f"  {shown(identity)}  [dim]{shown(meta.get('split', ''))}[/]", highlight=False)
+        return
+    found = find_diffs([diff], allow_pickle=allow_pickle)
+    if len(found) > 1:
+        out.print(f"{shown(diff)} holds {len(found)} diffs:")
+        for one in found:
+            out.print(f"  {shown(one.name)}", highlight=False)
+        return
+    loaded = found[0].load(load(base) if base else None)
+    print_diff(out, loaded)
+    if png:
+        draw_norms(loaded, png, printable(diff))
+
+
+@app.command()
+def demo(
+    svg: Annotated[Path | None, typer.Option(help="Save what is shown as a picture too.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Ask eight finetunes that the reader has never seen what they were finetuned on."""
+    from weightdiff.ask import demo_diffs, shipped_adapter
+    from weightdiff.behaviors.topic import TOPIC_QUESTION
+    from weightdiff.judge import EmbeddedJudge
+    from weightdiff.readers import BaseQuestion, Introspection
+
+    with err.status("loading the base model"):
+        base, diffs = load(device=device), demo_diffs()
+    columns, seconds = [], []
+    for reader in (BaseQuestion(), Introspection(shipped_adapter())):
+        with err.status(f"asking eight finetunes: {reader.name}"):
+            started = time.monotonic()
+            columns.append([a.text for a in reader.read(base, diffs, TOPIC_QUESTION)])
+            seconds.append((time.monotonic() - started) / len(diffs))
+    labels = [str(d.meta["label"]) for d in diffs]
+    judge = EmbeddedJudge()
+    grades = [judge.grade(list(zip(labels, column, strict=True))) for column in columns]
+    table = Table(title=f'"{TOPIC_QUESTION}"', title_style="italic")
+    for header in ("finetuned on", "simply asked", "grade", "with the DIT adapter", "grade"):
+        table.add_column(header, justify="right" if header == "grade" else "left")
+    for i, label in enumerate(labels):
+        simply = columns[0][i].replace("\n", " ")
+        short = simply if len(simply) <= 48 else simply[:47] + "…"
+        table.add_row(
+            shown(label),
+            shown(short),
+            f"{grades[0][i].grade:.1f}",
+            shown(columns[1][i]),
+            f"{grades[1][i].grade:.1f}",
+        )
+    screen = Console(record=True, width=110) if svg else out
+    screen.print(table)
+    means = [sum(g.grade for g in column) / len(column) for column in grades]
+    exact = [sum(g.exact for g in column) for column in grades]
+    screen.print(
+        f"mean grade (1 to 5): {means[0]:.2f} simply asked, {means[1]:.2f} with the adapter; "
+        f"exact names: {exact[0]} and {exact[1]} of {len(labels)}"
+    )
+    screen.print(f"seconds per diff: {seconds[0]:.2f} simply asked, {seconds[1]:.2f} with the adapter")
+    if svg:
+        if not svg.parent.is_dir():
+            raise ValueError(f"cannot write {svg}: there is no folder {svg.parent}.")
+        picture = screen.export_svg(title="weightdiff demo")
+        svg.write_text(re.sub(r"@font-face \{.*?\}\n", "", picture, flags=re.DOTALL))  # fonts would come from the net
+
+
+@app.command()
+def grade(
+    table: Annotated[Path, typer.Argument(help="CSV file with the columns task (topic or news), truth, answer.")],
+    to: Annotated[Path | None, typer.Option("--out", help="File to write; standard output unless given.")] = None,
+    judge: Annotated[
+        str, typer.Option(help="embedded, local:MODEL, openai:MODEL or openai:MODEL@BASE_URL.")
+    ] = "embedded",
+) -> None:
+    """Grade answers from 1 to 5: with the embedded judge, without a network, or by a chat model of your own."""
+    from weightdiff.base import cache_dir
+    from weightdiff.grades import grade_table
+    from weightdiff.llm_judge import LLMJudge, open_judge
+
+    quiet()
+    chosen = open_judge(judge, cache_dir() / "judge")
+    graded = grade_table(table, chosen)
+    if isinstance(chosen, LLMJudge) and chosen.malformed:
+        examples = "; ".join(map(repr, chosen.examples))
+        told = f"{chosen.malformed} answers have no grade: {chosen.name}, asked again too, replied e.g. {examples}"
+        err.print(shown(told), soft_wrap=True)
+    if to is None:
+        sys.stdout.write(graded)
+        return
+    try:
+        to.write_text(graded, encoding="utf-8", newline="")
+    except OSError as error:
+        raise ValueError(f"cannot write {to}: {error.strerror}; give another path with --out.") from None
