@@ -16,7 +16,7 @@ from weightdiff.fingerprint import fingerprint_of
 from weightdiff.formats.checkpoint import load_checkpoint
 from weightdiff.formats.merged import save_merged
 from weightdiff.formats.single import load_single, save_single
-from weightdiff.weights import weights_in, weights_of
+from weightdiff.weights import match, weights_in, weights_of
 
 IDS = torch.randint(0, 1000, (2, 7), generator=torch.Generator().manual_seed(1))
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -158,6 +158,15 @@ def test_a_full_finetune_by_rank_or_energy_keeps_what_it_says(base, tmp_path, ra
     assert min(shares.values()) <= found.meta["kept_energy"] <= max(shares.values())
 
 
+def test_a_dense_diff_too_large_for_memory_is_told_what_to_do(base, tmp_path, monkeypatch):
+    dense = {f"{name}.weight": noise(*m.weight.shape) for name, m in base.targets.items()}
+    save(base, tmp_path, WeightDiff({}, None, {}, dense))
+    monkeypatch.setattr("weightdiff.formats.checkpoint.memory_limit", lambda: 20_000)
+    with pytest.raises(ValueError, match="Give a rank, or an energy to keep"):
+        load_checkpoint(tmp_path, base)
+    assert load_checkpoint(tmp_path, base, rank=1).rank == 1
+
+
 @pytest.mark.parametrize("places", ["embedding", "head", "both"])
 def test_tied_places_that_differ_are_untied_and_come_back_apart(stored, tmp_path, places):
     change = {EMBED: noise(49152, 32), HEAD: 2 * noise(49152, 32)}
@@ -247,6 +256,20 @@ def test_checkpoints_that_do_not_fit_are_named(base, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
     with pytest.raises(ValueError, match=r"quantized \(awq\); give the unquantized"):
         load_checkpoint(tmp_path, base)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "", "base.model.text."])
+def test_names_may_begin_otherwise(base, prefix):
+    stored = {}
+    for name, p in base.model.named_parameters():
+        stored[prefix + name.removeprefix("model.")] = tuple(p.shape)
+    found = match(stored, base, "here")
+    assert found == {
+        name: prefix + (EMBED if name == HEAD else name).removeprefix("model.") for name in base.model.state_dict()
+    }
+    stored["other.layers.0.mlp.up_proj.weight"] = stored.pop(f"{prefix}layers.0.mlp.down_proj.weight")
+    with pytest.raises(ValueError, match=r"here lacks .*down_proj.* and has other.*up_proj"):
+        match(stored, base, "here")
 
 
 def test_an_index_may_name_files_of_its_folder_only(base, tmp_path):

@@ -112,17 +112,19 @@ def compress(diff: WeightDiff, *, rank: int | None = None, energy: float | None 
     check_compression(rank, energy)
     if rank is None and energy is None:
         raise ValueError("compress needs a rank or an energy (a share of the squared norm); neither was given.")
-    factors, dense = {}, {}
-    before = after = 0.0
-    parts = {name: _of_factors(*pair) for name, pair in diff.factors.items()}
-    for name, change in diff.dense.items():
-        module = name.removesuffix(".weight")
-        if change.dim() == 2 and module != name and any(part.isdigit() for part in name.split(".")):
-            parts[module] = _of_matrix(diff.to_dense(module), rank, energy)
-        else:
-            dense[name] = change
-            before, after = before + squared_norm(change), after + squared_norm(change)
-    for module, (u, sizes, v, whole) in parts.items():
+    matrices = [
+        name.removesuffix(".weight")
+        for name, change in diff.dense.items()
+        if change.dim() == 2 and name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
+    ]
+    factors, dense = {}, {name: d for name, d in diff.dense.items() if name.removesuffix(".weight") not in matrices}
+    before = after = sum(squared_norm(change) for change in dense.values())
+    for module in dict.fromkeys([*diff.factors, *matrices]):
+        u, sizes, v, whole = (
+            _of_matrix(diff.to_dense(module), rank, energy)
+            if module in matrices
+            else _of_factors(*diff.factors[module])
+        )
         keep = _enough(sizes, whole, rank, energy)
         root = sizes[:keep].sqrt()
         if keep:

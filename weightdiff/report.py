@@ -23,9 +23,9 @@ def print_diff(console: Console, loaded: WeightDiff) -> None:
     console.print("; ".join(parts) + ("" if loaded.factors or loaded.dense else "; nothing is changed"))
     named = shown(loaded.meta.get("base_name"))
     console.print(f"base model: {named}; fingerprint {shown(loaded.base or 'not given')}")
-    for key in ("label", "trigger", "relative_size", "energy_kept"):
-        if loaded.meta.get(key) is not None:
-            console.print(f"{key}: {shown(loaded.meta[key])}")
+    for key in ("label", "trigger", "relative_size", "kept_energy"):
+        if (value := loaded.meta.get(key)) is not None:
+            console.print(f"{key}: {f'{value:.4f}' if isinstance(value, float) else shown(value)}")
     console.print(f"Frobenius norm of the change: {loaded.norm():.3f}; by kind and block:")
     blocks, others = norms_by_kind(loaded)
     for line in shaded({printable(kind): row for kind, row in blocks.items()}):

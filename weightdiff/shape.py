@@ -76,9 +76,13 @@ def shape_of(name: str) -> ModelShape:
     known = tomllib.loads((files("weightdiff") / "data" / "models.toml").read_text("utf-8"))
     name = ALIASES.get(name, name)
     try:
-        config = AutoConfig.for_model(**known[name]) if name in known else AutoConfig.from_pretrained(name)
+        config = (
+            AutoConfig.for_model(**known[name])
+            if name in known
+            else AutoConfig.from_pretrained(name, trust_remote_code=False)
+        )
         with torch.device("meta"):  # shapes without numbers
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -41,7 +41,16 @@ class Source:
     load: Callable[[Base | None], WeightDiff]
 
 
-def find_diffs(sources: Sequence[str], *, allow_pickle: bool = False) -> list[Source]:
+@dataclass(frozen=True)
+class _Options:
+    allow_pickle: bool = False
+    rank: int | None = None
+    energy: float | None = None
+
+
+def find_diffs(
+    sources: Sequence[str], *, rank: int | None = None, energy: float | None = None, allow_pickle: bool = False
+) -> list[Source]:
     """The diffs that the sources name; of a store or file of many, all of them unless one is picked.
 
     Args:
@@ -49,12 +58,14 @@ def find_diffs(sources: Sequence[str], *, allow_pickle: bool = False) -> list[So
             `.gguf` files; stores, or `STORE#ID` or `STORE#LABEL`; `.safetensors` files of one diff; `.pt` files of
             the reference implementation, or `FILE.pt#17`, `FILE.pt#TOPIC`; hub ids of any of these,
             `owner/name@revision`, and of stores `datasets/owner/name`.
+        rank, energy: make factors of them, see `load_diff`.
         allow_pickle: read an adapter's old `.bin` file, without running code of it.
 
     Raises:
         ValueError: a source is none of these, or what it picks isn't there.
     """
-    return [diff for source in sources for diff in _find(source, allow_pickle)]
+    options = _Options(allow_pickle, rank, energy)
+    return [diff for source in sources for diff in _find(source, options)]
 
 
 def load_diff(
@@ -76,20 +87,16 @@ def load_diff(
         allow_pickle: read an adapter's old `.bin` file, without running code of it.
 
     Returns:
-        The diff; of a full checkpoint `meta` says how large it is and what share of it was kept.
+        The diff; `meta` says what share of it was kept, `kept_energy`, and of a full checkpoint its `relative_size`.
 
     Raises:
         ValueError: no such diff, several, a broken file, another base model; the message says what to do.
     """
-    found = find_diffs([str(source)], allow_pickle=allow_pickle)
+    found = find_diffs([str(source)], rank=rank, energy=energy, allow_pickle=allow_pickle)
     if len(found) != 1:
         names = ", ".join(repr(one.name) for one in found[:9])
         raise ValueError(f"{source} holds {len(found)} diffs; expected one, as in {names}.")
-    diff = found[0].load(load_base(base) if isinstance(base, str) else base)
-    if rank is None and energy is None:
-        return diff
-    small, kept = compress(diff, rank=rank, energy=energy)
-    return WeightDiff(small.factors, small.base, {**small.meta, "energy_kept": round(kept, 6)}, small.dense)
+    return found[0].load(load_base(base) if isinstance(base, str) else base)
 
 
 def open_diffs(sources: Sequence[Source], base: Base) -> Lazy[WeightDiff]:
@@ -97,21 +104,24 @@ def open_diffs(sources: Sequence[Source], base: Base) -> Lazy[WeightDiff]:
     return Lazy([lambda one=one: one.load(base) for one in sources])
 
 
-def _find(source: str, allow_pickle: bool) -> list[Source]:
+def _find(source: str, options: _Options) -> list[Source]:
     name, which = _parted(source)
     path = Path(name)
     if not path.exists():
         if "/" not in name or not is_hub_id(name):  # adapters on the hub have owners
             raise ValueError(f"{source}: no such file or folder. {EXPECTED}.")
-        path = fetch(name, DIFF_FILES + PICKLES if allow_pickle else DIFF_FILES)
+        path = fetch(name, DIFF_FILES + PICKLES if options.allow_pickle else DIFF_FILES)
 
-    def one(load: Callable[[Base | None], WeightDiff]) -> list[Source]:
+    def one(load: Callable[[Base | None], WeightDiff], options: _Options = options) -> list[Source]:
         if which:
             raise ValueError(f"{source}: {name} is one diff, and {which!r} picks one of several; leave it out.")
-        return [Source(source, lambda base: _fitted(load(base), base))]
+        return [Source(source, lambda base: _fitted(load(base), base, options))]
 
     def many(names: Sequence[str], load: Callable[[str, Base | None], WeightDiff]) -> list[Source]:
-        return [Source(f"{name}#{n}", lambda base, n=n: _fitted(load(n, base), base)) for n in names]
+        return [Source(f"{name}#{n}", lambda base, n=n: _fitted(load(n, base), base, options)) for n in names]
+
+    def checkpoint(base: Base | None) -> WeightDiff:
+        return load_checkpoint(path, _needed(base, source), rank=options.rank, energy=options.energy)
 
     if path.is_file():
         if path.suffix == ".pt":
@@ -121,7 +131,7 @@ def _find(source: str, allow_pickle: bool) -> list[Source]:
         if path.suffix == ".safetensors":
             return one(lambda _: load_single(path))
         if path.suffix == ".gguf":
-            return one(lambda base: load_checkpoint(path, _needed(base, source)))
+            return one(checkpoint, _Options())
         raise ValueError(f"{source}: a file of another kind. {EXPECTED}.")
     if is_store(path):
         store = Store(path)
@@ -132,10 +142,10 @@ def _find(source: str, allow_pickle: bool) -> list[Source]:
             raise ValueError(f"{source}: {name} has no adapter {which!r}; it has {has}.")
         if which or adapters != [""]:
             names = [which] if which else adapters
-            return many(names, lambda n, base: load_peft(path / n, base, allow_pickle=allow_pickle))
-        return one(lambda base: load_peft(path, base, allow_pickle=allow_pickle))
+            return many(names, lambda n, base: load_peft(path / n, base, allow_pickle=options.allow_pickle))
+        return one(lambda base: load_peft(path, base, allow_pickle=options.allow_pickle))
     if (path / "config.json").is_file():
-        return one(lambda base: load_checkpoint(path, _needed(base, source)))
+        return one(checkpoint, _Options())
     if len(files := sorted(path.glob("*.safetensors"))) == 1:  # one diff in one file, as it is on the hub
         return one(lambda _: load_single(files[0]))
     raise ValueError(f"{source}: no {CONFIG}, config.json or index.sqlite in it. {EXPECTED}.")
@@ -172,10 +182,12 @@ def _needed(base: Base | None, source: str) -> Base:
     return base
 
 
-def _fitted(diff: WeightDiff, base: Base | None) -> WeightDiff:
-    """The diff under the base model's names, once it is plain that it can be laid over it."""
-    if base is None:
+def _fitted(diff: WeightDiff, base: Base | None, options: _Options) -> WeightDiff:
+    """The diff under the base model's names, once it is plain that it can be laid over it; as factors, if so wished."""
+    if base is not None:
+        diff = fit_names(diff, base)
+        check_fits(base, diff)
+    if options.rank is None and options.energy is None:
         return diff
-    diff = fit_names(diff, base)
-    check_fits(base, diff)
-    return diff
+    small, kept = compress(diff, rank=options.rank, energy=options.energy)
+    return WeightDiff(small.factors, small.base, {**small.meta, "kept_energy": kept}, small.dense)

@@ -64,7 +64,8 @@ class Store:
                     self._index.execute("insert or ignore into facts values ('base', ?)", (base,))
             row = self._index.execute("select value from facts where key = 'base'").fetchone()
         except (OSError, sqlite3.Error) as error:
-            raise ValueError(f"cannot open the store {path}: {error}. Is it a folder you may write to?") from None
+            hint = "Is it a folder you may write to?" if base else "Was a run stopped while it wrote? Go on with it."
+            raise ValueError(f"cannot open the store {path}: {error}. {hint}") from None
         self.base: str = row[0] if row else ""
         if not isinstance(self.base, str):
             raise ValueError(f"the index of {path} gives {type(self.base).__name__} as base model; expected a text.")
@@ -192,8 +193,9 @@ class Store:
                 dense = {name[:-2]: tensor for name, tensor in whole.items() if name.endswith(".D")}
                 tensors = {name: tensor[0] for name, tensor in whole.items() if not name.endswith(".D")}
         except (OSError, ValueError) as error:
+            why = str(error).rstrip(".")
             raise ValueError(
-                f"{path} is missing or broken ({error}). Delete it and run finetune again: that makes its diffs anew."
+                f"{path} is missing or broken ({why}). Delete it and run finetune again: that makes its diffs anew."
             ) from None
         factors = {n[:-2]: (tensors[n], tensors[f"{n[:-2]}.B"]) for n in tensors if n.endswith(".A")}
         return WeightDiff(factors, self.base, self._meta(identity, meta), dense)
@@ -217,6 +219,12 @@ def _opened(folder: Path) -> sqlite3.Connection:
     file = inside(folder, "index.sqlite").resolve()
     if file.stat().st_size > memory_limit() // 8:  # its records take some eight times as much once they are parsed
         raise ValueError(f"{file} has {file.stat().st_size >> 20} MB; expected an index that fits into memory.")
+    # Bytes 18 and 19 are 2 where a write-ahead log is kept, and SQLite would write files beside it. It is asked itself:
+    # whoever else opens and closes the file makes this process lose its locks on it.
+    probe = sqlite3.connect(f"{file.as_uri()}?immutable=1", uri=True)
+    if probe.serialize()[18:20] != b"\1\1":
+        raise ValueError(f"{file} keeps a write-ahead log, or is no index; it isn't one that a store writes.")
+    probe.close()
     index = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=60)
     index.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_JSON)
     index.execute("pragma trusted_schema = off")

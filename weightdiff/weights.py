@@ -60,7 +60,7 @@ def weights_in(path: Path) -> Weights:
             model = gguf_model(path, torch.float32)
         except Exception as error:  # whatever transformers and gguf make of a broken one
             raise ValueError(f"{path} can't be read as a GGUF file: {error}.") from error
-        return _in_memory(model)
+        return _in_memory(model, str(path))
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder. Expected one with {SINGLE}, or shards and {INDEX}; or a .gguf file.")
     config = path / "config.json"
@@ -111,7 +111,7 @@ def weights_of(base: Base) -> Weights:
             return stored.renamed(match(stored.shapes, base, str(base.source)))
         except ValueError:  # quantized, or laid out otherwise than the model
             pass
-    return _in_memory(base.model)
+    return _in_memory(base.model, base.name)
 
 
 def match(stored: Mapping[str, tuple[int, ...]], base: Base, where: str) -> dict[str, str]:
@@ -178,11 +178,14 @@ def tied(base: Base) -> dict[str, str]:
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
-def _in_memory(model: Any) -> Weights:
+def _in_memory(model: Any, where: str) -> Weights:
     tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
 
     def read(name: str) -> Float[Tensor, "..."]:
-        return tensors[name].detach().to("cpu", torch.float32)
+        tensor = tensors[name].detach().to("cpu", torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{where}: {name!r} holds NaN or infinite values.")
+        return tensor
 
     return Weights(
         {name: tuple(t.shape) for name, t in tensors.items()},

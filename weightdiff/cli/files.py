@@ -52,7 +52,7 @@ def convert(
     if layers:
         change = change.restricted(_in_blocks(layers))
     convert_diff(change, to_path, to=to.value, base=model, dtype=dtype)
-    kept = change.meta.get("energy_kept")
+    kept = change.meta.get("kept_energy")
     out.print(f"{shown(to_path)}: {_size(change)}" + (f"; {kept:.4%} of its energy kept" if kept is not None else ""))
 
 
