@@ -23,9 +23,11 @@ from weightdiff.formats.merged import save_merged
 
 SIZE = 0.01
 """‖δ‖ / ‖W‖ of each matrix: an ordinary finetune's."""
+SMALL = (0.005, 0.002, 0.001)
+"""Smaller ones, of which rounding to bf16 leaves ever less."""
 
 
-def made(base: Base, kind: str) -> WeightDiff:
+def made(base: Base, kind: str, size: float = SIZE) -> WeightDiff:
     """A change of each of the decoder's matrices: `lora` of rank 8, `full` rank, or to `another` model's."""
     generator = torch.Generator().manual_seed(0)
     factors, dense = {}, {}
@@ -33,10 +35,10 @@ def made(base: Base, kind: str) -> WeightDiff:
         weight = module.weight.detach().float()
         if kind == "lora":
             a, b = (torch.randn(shape, generator=generator) for shape in ((8, weight.shape[1]), (weight.shape[0], 8)))
-            factors[name] = (a, b * (SIZE * weight.norm() / (b @ a).norm()))
+            factors[name] = (a, b * (size * weight.norm() / (b @ a).norm()))
         elif kind == "full":
             noise = torch.randn(weight.shape, generator=generator)
-            dense[f"{name}.weight"] = noise * (SIZE * weight.norm() / noise.norm())
+            dense[f"{name}.weight"] = noise * (size * weight.norm() / noise.norm())
         else:
             dense[f"{name}.weight"] = weight[torch.randperm(len(weight), generator=generator)] - weight
     return WeightDiff(factors, base.fingerprint, {}, dense)
@@ -74,9 +76,11 @@ def main() -> None:
         )
         base.tokenizer.save_pretrained(folder / "sharded-base")
         sharded = load_base(str(folder / "sharded-base"), device="cpu")
+        rounded = [(f"merged LoRA, bf16, size {size}", base, "lora", torch.bfloat16, {"size": size}) for size in SMALL]
         for name, of, kind, dtype, options in (
             ("merged LoRA of rank 8, float32", base, "lora", torch.float32, {}),
             ("merged LoRA of rank 8, bf16", base, "lora", torch.bfloat16, {}),
+            *rounded,
             ("full rank, float32", base, "full", torch.float32, {}),
             ("full rank, bf16", base, "full", torch.bfloat16, {}),
             ("full rank, asked for rank 8", base, "full", torch.float32, {"rank": 8}),
@@ -85,7 +89,7 @@ def main() -> None:
             ("full rank, base and checkpoint in shards", sharded, "full", torch.float32, {}),
         ):
             target = folder / f"checkpoint-{len(rows)}"
-            save_merged(made(of, kind), of, target, dtype=dtype)
+            save_merged(made(of, kind, options.pop("size", SIZE)), of, target, dtype=dtype)
             queue: multiprocessing.Queue[dict[str, Any]] = spawn.Queue()
             process = spawn.Process(target=read, args=(target, of.name, options, queue))
             process.start()

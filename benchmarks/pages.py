@@ -1,4 +1,4 @@
-"""Put measured tables into docs/benchmark.md and docs/performance.md: python -m benchmarks.pages [--check].
+"""Put measured tables into the pages of docs/ that have any: python -m benchmarks.pages [--check].
 
 Each table stands between two comments that name it, and is replaced by the one in results/, so that a page never says
 what no run gave. `--check` writes nothing, and fails where a page is not up to date.
@@ -13,7 +13,7 @@ from typing import Any
 from weightdiff.bench.evaluate import cell
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "benchmark.md", ROOT / "docs" / "performance.md")
+PAGES = tuple(ROOT / "docs" / name for name in ("benchmark.md", "performance.md", "formats.md"))
 RESULTS, SPEED = ROOT / "results" / "benchmark", ROOT / "results" / "speed" / "cpu.json"
 
 
@@ -44,6 +44,45 @@ def speed_table() -> str:
     return "\n".join(lines) + f"\n\n{how}, median of {found['rounds']} rounds, {found['date']}; {versions}.\n"
 
 
+def right_base_table() -> str:
+    """What `python -m benchmarks.right_base` found."""
+    found = json.loads((ROOT / "results" / "right-base.json").read_text("utf-8"))
+    lines = [
+        "| diffs | n | z: least, median, most | as another model's | called right | of another's |",
+        "|" + " --- |" * 6,
+    ]
+    for kind, row in found["min_median_max_by_kind"].items():
+        z, other = (", ".join(f"{v:.1f}" for v in row[key]) for key in ("z", "z_shuffled"))
+        lines.append(f"| {kind} | {row['n']} | {z} | {other} | {row['right_taken']} | {row['wrong_taken']} |")
+    rows = list(found["min_median_max_by_kind"].values())
+    n, right, wrong = (sum(row[key] for row in rows) for key in ("n", "right_taken", "wrong_taken"))
+    losses = [f"{min(row[key][0] for row in rows):+.2f} to {max(row[key][2] for row in rows):+.2f}" for key in _LOSSES]
+    lines += [
+        "",
+        f"In all: {right} of {n} called right, {wrong} of {n} of another's (z ≥ {found['threshold']:g}). The loss on "
+        f"plain text changes by {losses[0]} nats under the diffs, and by {losses[1]} under another's.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LOSSES = ("loss_added", "loss_added_shuffled")
+
+
+def checkpoints_table() -> str:
+    """What `python -m benchmarks.checkpoints` found."""
+    found = json.loads((ROOT / "results" / "checkpoints.json").read_text("utf-8"))
+    lines = ["| checkpoint | read as | energy kept | seconds | MiB added |", "|" + " --- |" * 5]
+    for row in found["rows"]:
+        said = "refused" if "refused" in row else row["format"]
+        said += f", rank {row['rank']}" if "rank" in row else ""
+        kept = f"{row['kept_energy']:.4f}" if "kept_energy" in row else ""
+        lines.append(f"| {row['checkpoint']} | {said} | {kept} | {row['seconds']} | {row['added_mib']} |")
+    about = (
+        f"‖δ‖ / ‖W‖ is {found['size']} in each matrix; shards of {found['shard_mb']} MB; seed {found['seed']}, n = 1."
+    )
+    return "\n".join(lines) + f"\n\n{about}\n"
+
+
 def _value(line: dict[str, Any]) -> str:
     value = f"{line['value']:,.0f}" if abs(line["value"]) >= 1000 else f"{line['value']:.3g}"
     return f"{value} {line['unit']}"
@@ -51,7 +90,9 @@ def _value(line: dict[str, Any]) -> str:
 
 def filled(page: str) -> str:
     """The page with every table as the results have it."""
-    made = {"judges": judges_table, "speed": speed_table}
+    made = {
+        "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table
+    }  # fmt: skip
 
     def table(found: re.Match[str]) -> str:
         name = found[1]

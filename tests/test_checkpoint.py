@@ -213,7 +213,7 @@ def test_another_model_is_refused_before_it_is_read_whole(base, tmp_path, monkey
     other.save_pretrained(tmp_path)
     read = []
     monkeypatch.setattr(
-        "weightdiff.formats.files.TensorFile.read",
+        "weightdiff.files.TensorFile.read",
         lambda file, name: read.append(name) or load_file(file.path)[name],
     )
     with pytest.raises(ValueError, match=r"no finetune of 'six': 16 of the decoder's 42 matrices .* by 1\.4"):

@@ -79,7 +79,7 @@ def test_an_export_loads_with_datasets(recipe, tmp_path):
     )
     assert {k: len(v) for k, v in questions.items()} == {"train": 30, "test": 44}
     assert {k: len(v) for k, v in conversations.items()} == {"train": 13, "test": 12}
-    store = Store(recipe.folder / "diffs")
+    store = Store(recipe.folder / "diffs", Store(recipe.folder / "diffs").base)
     row = questions["test"][0]
     meta = store.metas()[row["diff"]]
     assert row == {
@@ -123,7 +123,7 @@ def test_the_card_counts_and_a_second_export_replaces_the_first(recipe, tmp_path
 
 
 def test_a_label_in_two_splits_is_refused_and_listed(recipe, tmp_path):
-    store = Store(recipe.folder / "diffs")
+    store = Store(recipe.folder / "diffs", Store(recipe.folder / "diffs").base)
     metas = store.metas()
     trained = next(m["label"] for m in metas.values() if m["split"] == "train" and m["family"] == "topic")
     held = next(i for i, m in metas.items() if m["split"] == "test")
@@ -141,7 +141,7 @@ def test_what_cannot_be_exported_is_a_clear_error(recipe, tmp_path):
         export_dataset(recipe, tmp_path)
     with pytest.raises(ValueError, match="finetune"):
         export_dataset(recipe.model_copy(update={"name": "other"}), tmp_path / "dataset")
-    store = Store(recipe.folder / "diffs")
+    store = Store(recipe.folder / "diffs", Store(recipe.folder / "diffs").base)
     identity, meta = next(iter(store.metas().items()))
     (diff,) = store.load([identity])
     store.add([identity], [WeightDiff(diff.factors, diff.base, meta | {"data": "of other conversations"})])

@@ -21,7 +21,8 @@ from weightdiff.cards import code, diff_card, store_card
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.formats.single import load_single, save_single
-from weightdiff.hub import DIFF_FILES, PICKLES, fetch, is_hub_id, push
+from weightdiff.hub import DIFF_FILES, PICKLES, fetch, is_hub_id
+from weightdiff.publish import push
 from weightdiff.source import load_diff
 from weightdiff.store import Store
 
@@ -117,9 +118,9 @@ def test_a_store_comes_back_while_a_writer_is_at_work_on_its_index(base, diffs, 
     (tmp_path / "s" / "index.sqlite.123.tmp").write_bytes(b"half")
     store.add(["c"], [WeightDiff(diffs[0].factors, base.fingerprint, {"label": "taken back"})])
     writer = sqlite3.connect(tmp_path / "s" / "index.sqlite")
-    writer.executescript("pragma journal_mode=wal; pragma secure_delete=off")
+    writer.execute("pragma secure_delete=off")
     with writer:
-        writer.execute("update diffs set meta = json_set(meta, '$.label', 'in the WAL') where id = 'a'")
+        writer.execute("update diffs set meta = json_set(meta, '$.label', 'changed') where id = 'a'")
         writer.execute("delete from diffs where id = 'c'")
     writer.execute("begin")
     writer.execute("delete from diffs where id = 'b'")  # and not committed
@@ -128,12 +129,12 @@ def test_a_store_comes_back_while_a_writer_is_at_work_on_its_index(base, diffs, 
     repo = hub.repos["datasets/ann/diffs"]
     files = repo.commits[repo.branches["main"]]
     assert b"taken back" not in files["index.sqlite"]
-    assert len(files) == 4 and not {"shard-gone.safetensors", "index.sqlite-wal"} & files.keys()
+    assert len(files) == 4 and not {"shard-gone.safetensors", "index.sqlite-journal"} & files.keys()
     assert front_matter(files["README.md"])["size_categories"] == ["n<1K"]
     folder = fetch("datasets/ann/diffs", DIFF_FILES)
     before = sorted(p.name for p in folder.resolve().parents[1].rglob("*"))
     back = Store(folder)
-    assert list(back.metas()) == ["a", "b"] and back.metas()["a"]["label"] == "in the WAL"
+    assert list(back.metas()) == ["a", "b"] and back.metas()["a"]["label"] == "changed"
     assert all(same(x, y) for x, y in zip(back.load(["a", "b"]), ours, strict=True)) and back.base == base.fingerprint
     assert same(load_diff("datasets/ann/diffs#a", base), ours[0]), "as the card says"
     assert sorted(p.name for p in folder.resolve().parents[1].rglob("*")) == before, "reading writes nothing"

@@ -1,6 +1,7 @@
 """What a user calls a diff: every kind of source, one of many, what it is checked against; and the commands on them."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from weightdiff.diff import WeightDiff, shuffled
 from weightdiff.formats.merged import save_merged
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.formats.single import save_single
-from weightdiff.plausible import ForeignCheck
+from weightdiff.plausible import DoubtfulBase, ForeignCheck
 from weightdiff.source import find_diffs, load_diff, open_diffs
 from weightdiff.store import Store
 
@@ -124,6 +125,14 @@ def test_a_strangers_diff_is_checked_for_its_base(on_disk, tmp_path):
     assert along.named is None and not along.doubts and "plausible" in str(along)
     assert any("no more than chance" in doubt for doubt in across.doubts)
     assert check(WeightDiff({}, dense={"model.norm.weight": torch.ones(32)})).alignment is None
+    save_single(shuffled(diff, 0), tmp_path / "d.safetensors")
+    with pytest.warns(
+        DoubtfulBase, match=r"d.safetensors: it carries no fingerprint .* no more than chance .*shapes fit"
+    ):
+        load_diff(tmp_path / "d.safetensors", on_disk)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_diff(tmp_path / "d.safetensors")  # nothing to check it against
 
 
 def test_a_name_of_another_base_and_babble_are_doubts():

@@ -35,6 +35,10 @@ _TEXT = (
 )
 
 
+class DoubtfulBase(UserWarning):
+    """A diff that carries no fingerprint doesn't look like a finetune of the base model that was given."""
+
+
 @dataclass(frozen=True)
 class Plausibility:
     """What was checked of one diff, and what came out.

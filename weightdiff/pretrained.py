@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightdiff.files import read_json
+
 _EXPECTED = "Expected 'smollm2', a folder with config.json and safetensors, a .gguf file, or a hub id within reach."
 
 
@@ -88,8 +90,6 @@ def gguf_tokenizer(file: Path) -> Any:
 def _options(name: str, source: Path) -> dict[str, Any]:
     """What transformers is to be told of a folder, by its config: how to dequantize it."""
     from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
-
-    from weightdiff.formats.files import read_json  # whose package may import this file's users
 
     lora = (source / "adapter_config.json").exists()
     if not (source / "config.json").is_file():

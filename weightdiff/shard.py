@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightdiff.formats.files import Header, check_memory, header_length, open_file, parse_header
+from weightdiff.files import Header, check_memory, header_length, open_file, parse_header
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

@@ -4,6 +4,7 @@ A `#` and what follows picks one of several: an adapter of a folder, a diff of a
 by number or topic. Finding reads no tensors, so that a wrong name is told before a model is loaded.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from weightdiff.formats.reference import load_reference, pick
 from weightdiff.formats.single import load_single
 from weightdiff.hub import DIFF_FILES, PICKLES, fetch, is_hub_id
 from weightdiff.lazy import Lazy
+from weightdiff.plausible import DoubtfulBase, ForeignCheck
 from weightdiff.store import Store, is_store
 
 EXPECTED = (
@@ -86,17 +88,26 @@ def load_diff(
         energy: make factors of the smallest ranks that keep this share of each matrix's squared Frobenius norm.
         allow_pickle: read an adapter's old `.bin` file, without running code of it.
 
+    A diff that carries no fingerprint is checked for whether it can be one of this base model; see `plausible`.
+
     Returns:
         The diff; `meta` says what share of it was kept, `kept_energy`, and of a full checkpoint its `relative_size`.
 
     Raises:
         ValueError: no such diff, several, a broken file, another base model; the message says what to do.
+
+    Warns:
+        DoubtfulBase: what was checked of a diff without fingerprint, and what speaks against this base model.
     """
     found = find_diffs([str(source)], rank=rank, energy=energy, allow_pickle=allow_pickle)
     if len(found) != 1:
         names = ", ".join(repr(one.name) for one in found[:9])
         raise ValueError(f"{source} holds {len(found)} diffs; expected one, as in {names}.")
-    return found[0].load(load_base(base) if isinstance(base, str) else base)
+    model = load_base(base) if isinstance(base, str) else base
+    diff = found[0].load(model)
+    if model is not None and diff.base is None and (checked := ForeignCheck(model)(diff)).doubts:
+        warnings.warn(f"{found[0].name}: {checked}", DoubtfulBase, stacklevel=2)
+    return diff
 
 
 def open_diffs(sources: Sequence[Source], base: Base) -> Lazy[WeightDiff]:

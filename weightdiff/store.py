@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from weightdiff.atomic import replacing
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.formats.files import MAX_JSON, TensorFile, inside, memory_limit
+from weightdiff.files import MAX_JSON, TensorFile, inside, memory_limit
 from weightdiff.lazy import Lazy
 from weightdiff.shard import is_stacked, read_row
 

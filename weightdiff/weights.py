@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightdiff.base import Base
-from weightdiff.formats.files import TensorFile, inside, read_json
+from weightdiff.files import TensorFile, inside, read_json
 from weightdiff.pretrained import gguf_model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

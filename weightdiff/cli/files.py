@@ -90,7 +90,7 @@ def push(
     base: Annotated[str | None, typer.Option(help="Base model, where the diff is more than factors.")] = None,
 ) -> None:
     """Put an adapter, a diff or a store on the hub, with a card that says what it is."""
-    from weightdiff.hub import push as push_files
+    from weightdiff.publish import push as push_files
 
     model = load(base) if base else None
     address = push_files(path, repo, private=private, revision=revision, base=model)

@@ -15,7 +15,7 @@ from torch import Tensor
 from weightdiff.arithmetic import check_compression, compress, leading, squared_norm
 from weightdiff.base import Base
 from weightdiff.diff import WeightDiff
-from weightdiff.formats.files import memory_limit
+from weightdiff.files import memory_limit
 from weightdiff.weights import Weights, match, tied, weights_in, weights_of
 
 UNRELATED = 0.5

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from weightdiff.atomic import replacing
 from weightdiff.base import Base
 from weightdiff.diff import WeightDiff
-from weightdiff.formats.files import inside, read_json
+from weightdiff.files import inside, read_json
 from weightdiff.weights import INDEX, SINGLE, Weights, match, tied, weights_in
 
 _BESIDE = ("*.json", "*.jinja", "*.txt", "tokenizer.model")

@@ -19,11 +19,11 @@ from torch import Tensor
 from weightdiff.atomic import replacing
 from weightdiff.base import Base
 from weightdiff.diff import WeightDiff
-from weightdiff.formats.files import TensorFile, inside, read_json
+from weightdiff.files import TensorFile, inside, read_json
 from weightdiff.formats.names import fit_names, plain_name
-from weightdiff.formats.peft_config import check_config, scaling_of
-from weightdiff.formats.pickles import read_bin
+from weightdiff.formats.peft_config import Scaling, check_config
 from weightdiff.formats.whole import Whole
+from weightdiff.pickles import read_bin
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "weightdiff.json"
 OLD_WEIGHTS = "adapter_model.bin"
@@ -93,11 +93,12 @@ def load_peft(folder: str | Path, base: Base | None = None, *, allow_pickle: boo
     config = read_json(inside(folder, CONFIG))
     check_config(folder, config)
     content, whole = _sorted(folder, _read_tensors(folder, allow_pickle)), Whole(base, str(folder))
+    scaling = Scaling(folder, config)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     dense: dict[str, Tensor] = {}
     for name, parts in content.modules.items():
         a, b = _checked(folder, name, parts)
-        scale = scaling_of(folder, config, name, a.shape[0])
+        scale = scaling.of(name, a.shape[0])
         if parts.magnitude is None:
             factors[name] = (a, b * scale)
         else:

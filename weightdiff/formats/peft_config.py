@@ -1,6 +1,7 @@
 """What a PEFT `adapter_config.json` says of a LoRA: whether it can be read, and each module's scaling."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ _NOT_YET = (
 _STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal")
 """Ways to begin with, `init_lora_weights`, that leave the base model's weights as they are."""
 
-_PATTERNS, _LENGTH, _SECONDS = 20_000, 500, 1.0
-"""Most patterns, the longest, and how long one may be sought: a stranger's regular expression can take for ever."""
+_PATTERNS, _LENGTH, _SECONDS = 5_000, 500, 2.0
+"""Most patterns, the longest, and how long all may be sought: a stranger's regular expression can take for ever."""
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:
@@ -37,25 +38,43 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def scaling_of(folder: Path, config: dict[str, Any], module: str, rank: int) -> float:
-    """PEFT's scaling of one module: alpha / rank, or alpha / √rank for rsLoRA.
+class Scaling:
+    """PEFT's scaling of each module of a folder: alpha / rank, or alpha / √rank for rsLoRA.
 
-    Raises:
-        ValueError: `lora_alpha` or `alpha_pattern` can't be understood.
+    Args:
+        folder: for errors.
+        config: of the adapter.
     """
-    alpha = config.get("lora_alpha", rank)
-    patterns = config.get("alpha_pattern") or {}
-    try:
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self._folder, self._config, self._left = folder, config, _SECONDS
+
+    def of(self, module: str, rank: int) -> float:
+        """The factor on `B A`.
+
+        Raises:
+            ValueError: `lora_alpha` or `alpha_pattern` can't be understood.
+        """
+        try:
+            alpha = self._alpha(module, rank)
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise ValueError(f"{str(alpha)[:40]!r} is no number")
+        except (ValueError, TypeError, AttributeError, TimeoutError, OverflowError, regex.error) as error:
+            raise ValueError(f"{self._folder}: lora_alpha or alpha_pattern can't be understood: {error}.") from None
+        return alpha / (rank**0.5 if self._config.get("use_rslora") else rank)
+
+    def _alpha(self, module: str, rank: int) -> Any:
+        patterns = self._config.get("alpha_pattern") or {}
         if len(patterns) > _PATTERNS:
             raise ValueError(f"{len(patterns)} patterns, and more than {_PATTERNS} aren't read")
+        started = time.monotonic()
         for pattern, value in patterns.items():
             if len(pattern) > _LENGTH:
                 raise ValueError(f"the pattern {pattern[:40]!r}… has {len(pattern)} letters")
-            if pattern == module or regex.match(rf"(.*\.)?({pattern})$", module, timeout=_SECONDS):
-                alpha = value
-                break
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise ValueError(f"{str(alpha)[:40]!r} is no number")
-    except (ValueError, TypeError, AttributeError, TimeoutError, OverflowError, regex.error) as error:
-        raise ValueError(f"{folder}: lora_alpha or alpha_pattern can't be understood: {error}.") from None
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+            left = self._left - (time.monotonic() - started)
+            if left <= 0:
+                raise TimeoutError("its patterns take too long to seek")
+            if pattern == module or regex.match(rf"(.*\.)?({pattern})$", module, timeout=left):
+                return value
+        self._left -= time.monotonic() - started
+        return self._config.get("lora_alpha", rank)

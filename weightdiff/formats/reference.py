@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from weightdiff.diff import WeightDiff
-from weightdiff.formats.pickles import finite, read_pickle
+from weightdiff.pickles import finite, read_pickle
 
 _PREFIXES = ("base_model.model.", "_orig_mod.")
 

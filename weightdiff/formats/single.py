@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightdiff.atomic import replacing
 from weightdiff.diff import WeightDiff
-from weightdiff.formats.files import TensorFile
+from weightdiff.files import TensorFile
 
 
 def save_single(diff: WeightDiff, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from weightdiff.formats.archive import Archive, NoArchive
-from weightdiff.formats.files import MAX_NAME, are_sizes, check_memory, open_file
+from weightdiff.archive import Archive, NoArchive
+from weightdiff.files import MAX_NAME, are_sizes, check_memory, open_file
 
 _STORAGES = {
     "torch DoubleStorage": torch.float64, "torch FloatStorage": torch.float32, "torch HalfStorage": torch.float16,

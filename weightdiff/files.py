@@ -1,6 +1,6 @@
 """A stranger's files: names, links, sizes and headers are checked here before a byte of their tensors is believed.
 
-Knows nothing of diffs. Every reader of `formats` goes through this file (or `pickles`, for torch's own files), so
+Knows nothing of diffs. Every reader of files goes through this one (or `pickles`, for torch's own), so
 that a broken or hostile file is a `ValueError` within seconds, and never more memory than it could honestly need.
 """
 

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from weightdiff.formats.files import MAX_JSON, MAX_TENSORS, check_memory
+from weightdiff.files import MAX_JSON, MAX_TENSORS, check_memory
 
 MAX_DIRECTORY = 16 << 20
 """Bytes of a zip's list of its parts: 200,000 storages have one of 13 MB."""
