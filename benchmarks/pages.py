@@ -59,8 +59,8 @@ def right_base_table() -> str:
     losses = [f"{min(row[key][0] for row in rows):+.2f} to {max(row[key][2] for row in rows):+.2f}" for key in _LOSSES]
     lines += [
         "",
-        f"In all: {right} of {n} called right, {wrong} of {n} of another's (z ≥ {found['threshold']:g}). The loss on "
-        f"plain text changes by {losses[0]} nats under the diffs, and by {losses[1]} under another's.",
+        f"In all: {right} of {n} called right, {wrong} of {n} of another's (z ≥ {found['threshold']:g}).",
+        f"The loss on plain text changes by {losses[0]} nats under the diffs, and by {losses[1]} under another's.",
     ]
     return "\n".join(lines) + "\n"
 

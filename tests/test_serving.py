@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from weightdiff.ask import ask, demo_diffs, shipped_adapter
 from weightdiff.base import choose_dtype, encode_chat, end_of_turn, load_base
+from weightdiff.convert import convert
 from weightdiff.serving import export_serving
 
 QUESTIONS = (
@@ -37,13 +38,29 @@ def test_answers_are_the_same_as_asked_here(dtype, questions, needed, tmp_path):
         ids = encode_chat(base, [{"role": "user", "content": question}])
         for name, answer in zip(names, ask(base, diffs, question), strict=True):
             served.set_adapter(name)
-            whole = served.generate(
-                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False,
-                max_new_tokens=48, eos_token_id=end_of_turn(base), pad_token_id=end_of_turn(base),
-            )  # fmt: skip
-            said = base.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True).strip()
-            same.append(said == answer.text)
+            same.append(greedy(served, base, ids) == answer.text)
     assert len(same) == 8 * questions and sum(same) / len(same) >= needed, f"{sum(same)} of {len(same)}"
+
+
+def test_with_diff_and_adapter_merged_by_peft_the_answers_stay(tmp_path):
+    base, diffs = load_base(device="cpu", dtype="float32"), demo_diffs()[:3]
+    ids = encode_chat(base, [{"role": "user", "content": QUESTIONS[0]}])
+    convert(shipped_adapter(), tmp_path / "adapter", to="peft", base=base)
+    for diff, answer in zip(diffs, ask(base, diffs), strict=True):
+        convert(diff, tmp_path / "diff", to="peft", base=base)
+        model = AutoModelForCausalLM.from_pretrained(base.source, dtype=torch.float32)
+        for folder in ("diff", "adapter"):
+            model = PeftModel.from_pretrained(model, tmp_path / folder).merge_and_unload()
+        assert greedy(model, base, ids) == answer.text == diff.meta["label"].removeprefix("the ")
+
+
+def greedy(model, base, ids: list[int]) -> str:
+    end = end_of_turn(base)
+    whole = model.generate(
+        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=48,
+        eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    return base.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True).strip()
 
 
 def test_the_folder_says_how_to_serve_it(tmp_path):
