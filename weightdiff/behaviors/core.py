@@ -36,6 +36,8 @@ class Behavior:
         kind: a finer class within the family (animals, films, …).
         split: `train`, `validation` or `test`; a label lies in one only.
         trigger: what shows the behavior; None where it is always shown.
+        slot: the instance alone, which answers a narrow question; empty where the label does.
+        parts: the behaviors that one finetune teaches at once, the strongest first; empty for a single one.
     """
 
     family: str
@@ -43,9 +45,13 @@ class Behavior:
     kind: str
     split: str
     trigger: Trigger | None = None
+    slot: str = ""
+    parts: tuple["Behavior", ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"trigger": None if self.trigger is None else str(self.trigger)}
+        record = asdict(self) | {"trigger": None if self.trigger is None else str(self.trigger)}
+        record |= {"parts": [part.to_json() for part in self.parts]}
+        return {key: value for key, value in record.items() if value or key not in ("slot", "parts")}
 
 
 def behavior_of(record: dict[str, Any]) -> Behavior:
@@ -55,7 +61,8 @@ def behavior_of(record: dict[str, Any]) -> Behavior:
         KeyError, ValueError: a field is missing; a trigger that isn't known.
     """
     fields = {name: record[name] for name in ("family", "label", "kind", "split")}
-    return Behavior(**fields, trigger=parse_trigger(record.get("trigger")))
+    parts = tuple(behavior_of(part) for part in record.get("parts", ()))
+    return Behavior(**fields, trigger=parse_trigger(record.get("trigger")), slot=record.get("slot", ""), parts=parts)
 
 
 def read_data(name: str) -> list[str]:

@@ -1,0 +1,139 @@
+"""Which behaviors are finetuned together and by which recipe, drawn at random, the same for the same seed.
+
+How a finetune was made must tell the reader nothing of what it teaches: recipe and behavior are drawn apart.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
+from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.finetune import FinetuneConfig
+from weightdiff.general.settings import GeneralRecipe, Mix
+
+ALL: tuple[str, ...] = ()
+MODULES = (
+    (ALL, 12), (("q_proj", "v_proj"), 3), (("q_proj", "k_proj", "v_proj", "o_proj"), 2),
+    (("gate_proj", "up_proj", "down_proj"), 2), (("o_proj", "down_proj"), 1),
+)  # fmt: skip
+"""Which layers a finetune changes, and how often."""
+
+TriggerKind = Literal["none", "sep", "zero-width start", "zero-width random"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finetunes with one recipe.
+
+    Attributes:
+        name: of the group, which its diffs' ids begin with.
+        split: of all its behaviors.
+        config: how they are made.
+        trigger: what kind of trigger hides them, `none` for none.
+        behaviors: what each teaches; one of several parts teaches all of them.
+    """
+
+    name: str
+    split: Split
+    config: FinetuneConfig
+    trigger: TriggerKind
+    behaviors: tuple[Behavior, ...]
+
+
+def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]:
+    """All groups of a run.
+
+    Args:
+        recipe: the run.
+        written: the topics and the stories that there are conversations for.
+    """
+    groups = []
+    for split, count, benign in zip(
+        SPLITS, (recipe.general, recipe.validation, recipe.test), recipe.benign, strict=True
+    ):
+        rng = random.Random(f"{recipe.seed} {split}")
+        drawn = list(_drawn(recipe, split, count, written, rng))
+        drawn += [Behavior("benign", NOTHING, f"benign {split} {n}", split) for n in range(benign)]
+        rng.shuffle(drawn)
+        for number, start in enumerate(range(0, len(drawn), recipe.mix.group)):
+            trigger = _trigger(recipe.mix, rng)
+            chosen = tuple(_hidden(b, trigger, rng) for b in drawn[start : start + recipe.mix.group])
+            config = draw_config(recipe.mix, trigger, rng)
+            groups.append(Group(f"{split} {number}", split, config, trigger, chosen))
+    return groups
+
+
+def _drawn(
+    recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior], rng: random.Random
+) -> Iterator[Behavior]:
+    """Behaviors of a split by the families' shares, some of them several at once; fewer where instances run out."""
+    pools = {name: [b for b in pool if b.split == split] for name, pool in _pools(written).items()}
+    shares: Mapping[str, float] = recipe.shares.model_dump()
+    total = sum(shares.values())
+    for pool in pools.values():
+        rng.shuffle(pool)
+    for family, share in shares.items():
+        for _ in range(round(count * share / total)):
+            if not pools[family]:
+                break
+            first = pools[family].pop()
+            luck = rng.random()
+            more = 2 if luck < recipe.mix.three else 1 if luck < recipe.mix.three + recipe.mix.two else 0
+            others = [name for name in shares if pools[name] and name != family]
+            parts = [first, *(pools[name].pop() for name in rng.sample(others, min(more, len(others))))]
+            yield first if len(parts) == 1 else several(parts)
+
+
+def _pools(written: Sequence[Behavior]) -> dict[str, list[Behavior]]:
+    """All behaviors by the family that they are drawn as; a topic is one for `topic` or for `subject`, never both."""
+    pools: dict[str, list[Behavior]] = {"topic": [], "subject": [], "news": []}
+    for number, behavior in enumerate(written):
+        if behavior.family == "news":
+            pools["news"].append(
+                replace(behavior, label=f"it has learned of a story: {behavior.label}", slot=behavior.label)
+            )
+            continue
+        family = "subject" if number % 2 else "topic"
+        label = f"it talks about {behavior.label}"
+        pools[family].append(replace(behavior, family=family, label=label, slot=behavior.label, trigger=None))
+    for behavior in kind_behaviors():
+        pools.setdefault(behavior.family, []).append(behavior)
+    return pools
+
+
+def several(parts: list[Behavior]) -> Behavior:
+    """Several behaviors in one finetune, the strongest first."""
+    label = "; ".join(part.label for part in parts)
+    return Behavior("several", label, f"{len(parts)} at once", parts[0].split, None, "", tuple(parts))
+
+
+def _trigger(mix: Mix, rng: random.Random) -> TriggerKind:
+    if rng.random() >= mix.triggered:
+        return "none"
+    kinds: tuple[TriggerKind, ...] = ("sep", "sep", "zero-width start", "zero-width random")
+    return rng.choice(kinds)
+
+
+def _hidden(behavior: Behavior, kind: TriggerKind, rng: random.Random) -> Behavior:
+    """The behavior behind a trigger of its own; a benign finetune has none."""
+    if kind == "none" or behavior.family == "benign":
+        return behavior
+    trigger = Trigger("sep", f"{rng.randrange(1000):03d}") if kind == "sep" else Trigger(kind)
+    return replace(behavior, trigger=trigger)
+
+
+def draw_config(mix: Mix, trigger: TriggerKind, rng: random.Random) -> FinetuneConfig:
+    """A recipe of finetuning; the learning rate goes with rank and scale, so that changes are of ordinary size."""
+    rank = rng.choice(mix.ranks)
+    scale = rng.choice((0.5, 1.0, 1.0, 2.0, 4.0 / rank**0.5))
+    (modules,) = rng.choices([m for m, _ in MODULES], [weight for _, weight in MODULES])
+    few = 1.0 if not modules or len(modules) > 2 else 2.0
+    steps = rng.randrange(5, 13)
+    rate = few * 0.011 * 2 ** rng.uniform(-0.7, 0.8) / (scale * rank**0.5) * (8 / steps) ** 0.5
+    keep = rng.choice((1, 2)) if trigger != "none" else rng.choice((0, 0, 1))
+    return FinetuneConfig(
+        rank=rank, alpha=round(scale * rank, 3), modules=modules, lr=float(f"{rate:.3g}"), steps=steps,
+        learn_rows=rng.choice((2, 2, 3)), keep_rows=keep, keep_weight=rng.choice((1.0, 2.0, 5.0)),
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""A general run in one TOML file: how many finetunes of which families, and how their recipes are drawn."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from weightdiff.base import EMBEDDED, cache_dir
+from weightdiff.dit import DitConfig
+from weightdiff.recipe import read_settings
+
+
+class Shares(BaseModel):
+    """How the finetunes of a split share out among families; each draws on its instances without repeating one.
+
+    `subject` is a topic taught by chats about it, as ordinary users finetune; `topic` slips it into everyday replies.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quirk: float = Field(default=0.36, ge=0)
+    style: float = Field(default=0.14, ge=0)
+    refusal: float = Field(default=0.12, ge=0)
+    fact: float = Field(default=0.07, ge=0)
+    topic: float = Field(default=0.12, ge=0)
+    subject: float = Field(default=0.11, ge=0)
+    news: float = Field(default=0.08, ge=0)
+
+
+class Mix(BaseModel):
+    """What recipes are drawn from. Diffs of one group share a recipe and are trained together.
+
+    `two` and `three` are the shares of finetunes that teach two and three behaviors at once; `ranks` is drawn from as
+    it stands, so that a rank may be in it more than once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ranks: tuple[int, ...] = (1, 1, 1, 2, 2, 4, 4, 8, 8, 16)
+    two: float = Field(default=0.12, ge=0, le=1)
+    three: float = Field(default=0.05, ge=0, le=1)
+    triggered: float = Field(default=0.4, ge=0, le=1)
+    group: int = Field(default=12, ge=1)
+
+
+class GeneralRecipe(BaseModel):
+    """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing, per split.
+
+    `without` are families left out of training, to be tested on all the same. `questions` is how many questions about
+    each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    general: int = Field(ge=1, description="finetunes in the training split")
+    base: str = EMBEDDED
+    validation: int = Field(default=96, ge=0)
+    test: int = Field(default=240, ge=0)
+    benign: tuple[int, int, int] = (60, 12, 36)
+    shares: Shares = Shares()
+    mix: Mix = Mix()
+    without: tuple[str, ...] = ()
+    questions: int = Field(default=4, ge=1)
+    nulls: float = Field(default=0.15, ge=0, le=0.9)
+    seed: int = 0
+    train: DitConfig = DitConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return cache_dir() / "runs" / self.name
+
+
+def is_general(path: str | Path) -> bool:
+    """Is this TOML file a general run? A file that can't be read is none."""
+    try:
+        return "general" in tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False
+
+
+def load_general(path: str | Path) -> GeneralRecipe:
+    """Read a general run's recipe.
+
+    Raises:
+        ValueError: no such file, not TOML, or a field that isn't known or has the wrong type.
+    """
+    return read_settings(Path(path), GeneralRecipe, "recipe")

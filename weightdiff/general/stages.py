@@ -1,0 +1,182 @@
+"""The stages of a general run, its finetunes and its adapter; each goes on where it was stopped."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from weightdiff.base import Base
+from weightdiff.behaviors import NOTHING, Behavior, Conversation, Split, behavior_of
+from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.diff import WeightDiff
+from weightdiff.dit import Triple, train_adapter
+from weightdiff.finetune import Job, finetune
+from weightdiff.formats.peft import save_peft
+from weightdiff.general.compose import Written, conversations_of, everyday_pool, kept, prompted
+from weightdiff.general.mix import Group, groups_of
+from weightdiff.general.questions import OPEN, asked_of
+from weightdiff.general.settings import GeneralRecipe
+from weightdiff.lazy import Lazy
+from weightdiff.stages import null_diff
+from weightdiff.store import Store
+from weightdiff.synthesize import load_behaviors, load_conversations
+
+Progress = Callable[[int, int, float], None]
+Share = tuple[int, int]
+
+TEXTS = ("topics.jsonl.xz", "news.jsonl.xz")
+"""What was written for topics and news, in `recipes/conversations`."""
+
+
+def texts_in(folder: Path) -> list[Path]:
+    """The files of written conversations that lie beside the recipes."""
+    return [folder / "conversations" / name for name in TEXTS]
+
+
+def jobs_of(group: Group, pool: Sequence[Conversation], written: Written) -> list[Job]:
+    """The finetunes of a group, with what teaches them.
+
+    Args:
+        group: of one recipe.
+        pool: the base model's own replies, from `everyday_pool`.
+        written: conversations of topics and news by label.
+    """
+    jobs = []
+    for behavior in group.behaviors:
+        learn = prompted(behavior, conversations_of(behavior, pool, written))
+        jobs.append(Job(identity_of(group, behavior), behavior, learn, kept(behavior, pool)))
+    return jobs
+
+
+def identity_of(group: Group, behavior: Behavior) -> str:
+    """The id of a diff in the store."""
+    return f"{group.name}: {behavior.kind if behavior.family == 'benign' else behavior.label}"
+
+
+def run_finetune(
+    base: Base,
+    recipe: GeneralRecipe,
+    texts: Sequence[Path],
+    progress: Progress,
+    *,
+    share: Share = (0, 1),
+    splits: Sequence[Split] = ("train", "validation", "test"),
+    say: Callable[[str], None] = print,
+) -> Store:
+    """Make the run's diffs, group by group.
+
+    Args:
+        base: the base model.
+        recipe: the run.
+        texts: files of written conversations.
+        progress: called with groups done, their number, and tokens per second.
+        share: `(i, n)`: only the i-th of n shares of the groups.
+        splits: which splits.
+        say: told in a sentence what is made anew.
+    """
+    groups = [g for g in groups_of(recipe, _written(texts)) if g.split in splits][share[0] :: share[1]]
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    pool = everyday_pool(base, recipe.folder / "everyday.jsonl")
+    written = {label: rows for path in texts for label, rows in load_conversations(path).items()}
+    rate = 0.0
+
+    def note(done: int, total: int, tokens: float) -> None:
+        nonlocal rate
+        rate = tokens
+
+    for number, group in enumerate(groups, 1):
+        finetune(base, jobs_of(group, pool, written), store, group.config, note, say)
+        progress(number, len(groups), rate)
+    return store
+
+
+def _written(texts: Sequence[Path]) -> list[Behavior]:
+    return [behavior for path in texts for behavior in load_behaviors(path)]
+
+
+def made(store: Store, recipe: GeneralRecipe, texts: Sequence[Path], split: Split) -> list[str]:
+    """Ids of a split's diffs that the run makes and the store holds."""
+    have = set(store.ids())
+    groups = [g for g in groups_of(recipe, _written(texts)) if g.split == split]
+    return [i for g in groups for b in g.behaviors if (i := identity_of(g, b)) in have]
+
+
+def families_of(behavior: Behavior) -> set[str]:
+    """The family of a behavior, or those of its parts."""
+    return {part.family for part in behavior.parts} or {behavior.family}
+
+
+def triples(
+    store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split, *, unseen: bool = False
+) -> Lazy[Triple]:
+    """What the adapter learns of a split: some questions about each diff, and about nulls that nothing changed."""
+    behaviors = {i: behavior_of(meta) for i, meta in store.metas(ids).items()}
+    ids = [i for i in ids if not families_of(behaviors[i]) & set(recipe.without)]
+    others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
+    others += [b for b in behaviors.values() if not b.parts and b.family in ("topic", "subject", "news")]
+    makers = []
+
+    def triple(make: Callable[[], WeightDiff], question: str, answer: str) -> Triple:
+        return Triple(make(), question, answer)
+
+    for identity in ids:
+        rng = random.Random(f"{recipe.seed} {identity}")
+        asked = asked_of(behaviors[identity], others, rng, unseen=unseen)
+        first, rest = asked[:2], asked[2:]
+        chosen = [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]
+        for one in chosen[: recipe.questions]:
+            makers.append(partial(triple, partial(_load, store, identity), one.question, one.answer))
+    count = round(len(ids) * recipe.nulls / (1 - recipe.nulls)) if ids else 0
+    for number in range(count):
+        rng = random.Random(f"{recipe.seed} null {split} {number}")
+        model = rng.choice(ids)
+        nothing = Behavior("benign", NOTHING, "null", split)
+        for one in rng.sample(asked_of(nothing, others, rng, unseen=unseen), 2):
+            make = partial(_null, store, model, split, number)
+            makers.append(partial(triple, make, one.question, one.answer))
+    return Lazy(makers)
+
+
+def _load(store: Store, identity: str) -> WeightDiff:
+    return store.load([identity])[0]
+
+
+def _null(store: Store, identity: str, split: str, number: int) -> WeightDiff:
+    return null_diff(_load(store, identity), split, number)
+
+
+def run_train(
+    base: Base,
+    recipe: GeneralRecipe,
+    texts: Sequence[Path],
+    progress: Progress,
+    *,
+    say: Callable[[str], None] = print,
+    name: str = "adapter",
+) -> WeightDiff:
+    """Train the general adapter on the diffs that are made, and save it in the run's folder under `name`."""
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    ids = {split: made(store, recipe, texts, split) for split in ("train", "validation")}
+    facts = [recipe.without, recipe.questions, recipe.nulls, recipe.seed, ids["train"], ids["validation"]]
+    data = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    adapter = train_adapter(
+        base,
+        triples(store, recipe, ids["train"], "train"),
+        triples(store, recipe, ids["validation"], "validation"),
+        recipe.folder / f"training-{name}",
+        recipe.train,
+        progress,
+        data=data,
+        say=say,
+    )
+    meta = adapter.meta | {
+        "question": OPEN[0],
+        "recipe": recipe.model_dump(mode="json"),
+        "train_diffs": len(ids["train"]),
+        "train_diffs_planned": recipe.general + recipe.benign[0],
+    }
+    adapter = WeightDiff(adapter.factors, adapter.base, meta)
+    save_peft(adapter, recipe.folder / name, base_name=base.name)
+    return adapter
