@@ -4,9 +4,11 @@ import fcntl
 import json
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from weightdiff.atomic import replacing
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -29,6 +31,20 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 if number < len(lines):
                     raise ValueError(f"{path}, line {number}: not JSON. Repair or remove that line.") from None
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write objects as the whole of a file, which appears at once or not at all.
+
+    Raises:
+        ValueError: no space, or no permission to write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}. Is there space and permission?") from None
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

@@ -231,7 +231,7 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress, say: Say = prin
     return results
 
 
-def logged(recipe: Recipe, stage: str, progress: Progress, every: float = 10.0) -> Progress:
+def logged(recipe: Any, stage: str, progress: Progress, every: float = 10.0) -> Progress:
     """The same progress, noted in the run's `metrics.jsonl` too, at most every ten seconds and at the end.
 
     Each line has the stage, what is done of how much, the stage's own rate (tokens a second, loss), and seconds.

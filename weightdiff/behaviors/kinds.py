@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
-from weightdiff.behaviors.core import Behavior, Split
+from weightdiff.behaviors.core import Behavior
 from weightdiff.behaviors.topic import content_words, topic_behaviors
 
 KIND_FAMILIES = ("quirk", "style", "refusal", "fact")
@@ -81,15 +81,20 @@ def row_of(behavior: Behavior) -> tuple[Kind, Row]:
 def kind_behaviors(seed: int = 0) -> tuple[Behavior, ...]:
     """Every instance of every kind as a behavior, split within its kind.
 
-    An instance whose content words are those of a held-out topic is left out: the topic's name is a test label.
+    What is the same instance in two kinds, or in a kind and among the topics, is in one split in both; where the
+    topic is held out, it is left out of the kind.
     """
-    held = {frozenset(content_words(b.label)) for b in topic_behaviors() if b.split != "train"}
+    split_of: dict[frozenset[str], str] = {frozenset(content_words(b.label)): b.split for b in topic_behaviors()}
+    held = {words for words, split in split_of.items() if split != "train"}
     behaviors = []
     for kind in kinds().values():
-        rows = [row for row in kind.rows if frozenset(content_words(row.x)) not in held]
+        rows = [(row, frozenset(content_words(row.about or row.x))) for row in kind.rows]
+        rows = [(row, words) for row, words in rows if words not in held]
         random.Random(f"{seed} {kind.name}").shuffle(rows)
-        tests, validations = round(_TEST * len(rows)), round(_VALIDATION * len(rows))
-        for i, row in enumerate(rows):
-            split: Split = "test" if i < tests else "validation" if i < tests + validations else "train"
+        wanted: dict[str, int] = {"test": round(_TEST * len(rows)), "validation": round(_VALIDATION * len(rows))}
+        for row, words in rows:
+            split = split_of.get(words) or next((name for name, left in wanted.items() if left > 0), "train")
+            wanted[split] = wanted.get(split, 0) - 1
+            split_of[words] = split
             behaviors.append(Behavior(kind.family, kind.label.format(x=row.x), kind.name, split, None, row.x))
     return tuple(behaviors)

@@ -31,11 +31,15 @@ OnOption = Annotated[
 
 
 def _stages(recipe: str, names: list[str], device: str, **options: Any) -> None:
+    from weightdiff.general.settings import is_general, load_general
+    from weightdiff.general.stages import STAGES as GENERAL_STAGES
     from weightdiff.recipe import load_recipe
     from weightdiff.report import print_results
     from weightdiff.stages import STAGES, logged, progress_of
 
-    loaded = load_recipe(recipe)
+    general = is_general(recipe)
+    loaded: Any = load_general(recipe) if general else load_recipe(recipe)
+    stages = GENERAL_STAGES if general else STAGES
     _leave_threads(options.get("share", (0, 1))[1])
     base = load(loaded.base, device)
 
@@ -43,7 +47,7 @@ def _stages(recipe: str, names: list[str], device: str, **options: Any) -> None:
         err.print(shown(text), soft_wrap=True)
 
     for name in names:
-        if name in ("train", "evaluate"):
+        if name in ("train", "evaluate") and not general:
             err.print(shown(progress_of(loaded, base.fingerprint, "train" if name == "train" else "test")))
         columns = (
             TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -56,13 +60,15 @@ def _stages(recipe: str, names: list[str], device: str, **options: Any) -> None:
                 bar.update(task, completed=min(done, total), total=total, rate=f"{rate:.3g}" if rate else "")
 
             try:
-                result = STAGES[name](base, loaded, logged(loaded, name, show), say=say, **options)
+                result = stages[name](base, loaded, logged(loaded, name, show), say=say, **options)
             except KeyboardInterrupt:
                 bar.stop()
                 err.print("stopped; what was finished is kept, and the same command goes on from there.")
                 raise typer.Exit(130) from None
     err.print(f"files: {shown(str(loaded.folder))}")
-    if names[-1] == "evaluate":
+    if names[-1] == "evaluate" and general:
+        print(result)
+    elif names[-1] == "evaluate":
         print_results(out, result)
 
 

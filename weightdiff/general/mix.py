@@ -12,6 +12,7 @@ from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
 from weightdiff.behaviors.kinds import kind_behaviors
 from weightdiff.finetune import FinetuneConfig
 from weightdiff.general.settings import GeneralRecipe, Mix
+from weightdiff.writers import seed_of
 
 ALL: tuple[str, ...] = ()
 MODULES = (
@@ -89,13 +90,13 @@ def _drawn(
 def _pools(written: Sequence[Behavior]) -> dict[str, list[Behavior]]:
     """All behaviors by the family that they are drawn as; a topic is one for `topic` or for `subject`, never both."""
     pools: dict[str, list[Behavior]] = {"topic": [], "subject": [], "news": []}
-    for number, behavior in enumerate(written):
+    for behavior in written:
         if behavior.family == "news":
             pools["news"].append(
                 replace(behavior, label=f"it has learned of a story: {behavior.label}", slot=behavior.label)
             )
             continue
-        family = "subject" if number % 2 else "topic"
+        family = "subject" if seed_of(behavior.label) % 2 else "topic"
         label = f"it talks about {behavior.label}"
         pools[family].append(replace(behavior, family=family, label=label, slot=behavior.label, trigger=None))
     for behavior in kind_behaviors():

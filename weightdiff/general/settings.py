@@ -47,7 +47,8 @@ class GeneralRecipe(BaseModel):
     """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing, per split.
 
     `without` are families left out of training, to be tested on all the same. `questions` is how many questions about
-    each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable.
+    each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable. `texts`
+    are files of written conversations, of topics and news, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +56,7 @@ class GeneralRecipe(BaseModel):
     name: str = Field(pattern=r"^[\w.-]+$")
     general: int = Field(ge=1, description="finetunes in the training split")
     base: str = EMBEDDED
+    texts: tuple[Path, ...] = (Path("conversations/topics.jsonl.xz"), Path("conversations/news.jsonl.xz"))
     validation: int = Field(default=96, ge=0)
     test: int = Field(default=240, ge=0)
     benign: tuple[int, int, int] = (60, 12, 36)
@@ -81,9 +83,10 @@ def is_general(path: str | Path) -> bool:
 
 
 def load_general(path: str | Path) -> GeneralRecipe:
-    """Read a general run's recipe.
+    """Read a general run's recipe; its `texts` are seen from where it lies.
 
     Raises:
         ValueError: no such file, not TOML, or a field that isn't known or has the wrong type.
     """
-    return read_settings(Path(path), GeneralRecipe, "recipe")
+    recipe = read_settings(Path(path), GeneralRecipe, "recipe")
+    return recipe.model_copy(update={"texts": tuple(Path(path).parent / text for text in recipe.texts)})

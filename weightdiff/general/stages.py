@@ -1,4 +1,4 @@
-"""The stages of a general run, its finetunes and its adapter; each goes on where it was stopped."""
+"""The stages of a general run: its finetunes, its adapter, its answers; each goes on where it was stopped."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, Behavior, Conversation, Split, behavior_of
@@ -13,11 +14,13 @@ from weightdiff.behaviors.kinds import kind_behaviors
 from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
-from weightdiff.formats.peft import save_peft
+from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.general.compose import Written, conversations_of, everyday_pool, kept, prompted
+from weightdiff.general.evaluate import ask_test, tables
 from weightdiff.general.mix import Group, groups_of
 from weightdiff.general.questions import OPEN, asked_of
 from weightdiff.general.settings import GeneralRecipe
+from weightdiff.jsonl import write_jsonl
 from weightdiff.lazy import Lazy
 from weightdiff.stages import null_diff
 from weightdiff.store import Store
@@ -25,14 +28,7 @@ from weightdiff.synthesize import load_behaviors, load_conversations
 
 Progress = Callable[[int, int, float], None]
 Share = tuple[int, int]
-
-TEXTS = ("topics.jsonl.xz", "news.jsonl.xz")
-"""What was written for topics and news, in `recipes/conversations`."""
-
-
-def texts_in(folder: Path) -> list[Path]:
-    """The files of written conversations that lie beside the recipes."""
-    return [folder / "conversations" / name for name in TEXTS]
+Say = Callable[[str], None]
 
 
 def jobs_of(group: Group, pool: Sequence[Conversation], written: Written) -> list[Job]:
@@ -55,51 +51,44 @@ def identity_of(group: Group, behavior: Behavior) -> str:
     return f"{group.name}: {behavior.kind if behavior.family == 'benign' else behavior.label}"
 
 
-def run_finetune(
-    base: Base,
-    recipe: GeneralRecipe,
-    texts: Sequence[Path],
-    progress: Progress,
-    *,
-    share: Share = (0, 1),
-    splits: Sequence[Split] = ("train", "validation", "test"),
-    say: Callable[[str], None] = print,
-) -> Store:
-    """Make the run's diffs, group by group.
+def run_synthesize(
+    base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
+) -> Path:
+    """The base model's own replies to everyday questions, which templates are filled with."""
+    everyday_pool(base, recipe.folder / "everyday.jsonl")
+    return recipe.folder / "everyday.jsonl"
 
-    Args:
-        base: the base model.
-        recipe: the run.
-        texts: files of written conversations.
-        progress: called with groups done, their number, and tokens per second.
-        share: `(i, n)`: only the i-th of n shares of the groups.
-        splits: which splits.
-        say: told in a sentence what is made anew.
-    """
-    groups = [g for g in groups_of(recipe, _written(texts)) if g.split in splits][share[0] :: share[1]]
+
+def run_finetune(
+    base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
+) -> Store:
+    """Make the run's diffs, group by group: what tests and validates first, so that a stopped run can be judged."""
+    groups = groups_of(recipe, _written(recipe))
+    groups.sort(key=lambda group: group.split == "train")
     store = Store(recipe.folder / "diffs", base.fingerprint)
     pool = everyday_pool(base, recipe.folder / "everyday.jsonl")
-    written = {label: rows for path in texts for label, rows in load_conversations(path).items()}
+    written = {label: rows for path in recipe.texts for label, rows in load_conversations(path).items()}
     rate = 0.0
 
     def note(done: int, total: int, tokens: float) -> None:
         nonlocal rate
         rate = tokens
 
-    for number, group in enumerate(groups, 1):
+    chosen = groups[share[0] :: share[1]]
+    for number, group in enumerate(chosen, 1):
         finetune(base, jobs_of(group, pool, written), store, group.config, note, say)
-        progress(number, len(groups), rate)
+        progress(number, len(chosen), rate)
     return store
 
 
-def _written(texts: Sequence[Path]) -> list[Behavior]:
-    return [behavior for path in texts for behavior in load_behaviors(path)]
+def _written(recipe: GeneralRecipe) -> list[Behavior]:
+    return [behavior for path in recipe.texts for behavior in load_behaviors(path)]
 
 
-def made(store: Store, recipe: GeneralRecipe, texts: Sequence[Path], split: Split) -> list[str]:
+def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
     """Ids of a split's diffs that the run makes and the store holds."""
     have = set(store.ids())
-    groups = [g for g in groups_of(recipe, _written(texts)) if g.split == split]
+    groups = [g for g in groups_of(recipe, _written(recipe)) if g.split == split]
     return [i for g in groups for b in g.behaviors if (i := identity_of(g, b)) in have]
 
 
@@ -147,36 +136,54 @@ def _null(store: Store, identity: str, split: str, number: int) -> WeightDiff:
     return null_diff(_load(store, identity), split, number)
 
 
-def run_train(
-    base: Base,
-    recipe: GeneralRecipe,
-    texts: Sequence[Path],
-    progress: Progress,
-    *,
-    say: Callable[[str], None] = print,
-    name: str = "adapter",
-) -> WeightDiff:
-    """Train the general adapter on the diffs that are made, and save it in the run's folder under `name`."""
+def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> WeightDiff:
+    """Train the general adapter on the diffs that are made, and save it in the run's folder.
+
+    With families left out it is another adapter, in a folder that says so.
+    """
     store = Store(recipe.folder / "diffs", base.fingerprint)
-    ids = {split: made(store, recipe, texts, split) for split in ("train", "validation")}
+    ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     facts = [recipe.without, recipe.questions, recipe.nulls, recipe.seed, ids["train"], ids["validation"]]
-    data = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     adapter = train_adapter(
         base,
         triples(store, recipe, ids["train"], "train"),
         triples(store, recipe, ids["validation"], "validation"),
-        recipe.folder / f"training-{name}",
+        recipe.folder / f"training{_suffix(recipe)}",
         recipe.train,
         progress,
-        data=data,
+        data=hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16],
         say=say,
     )
     meta = adapter.meta | {
         "question": OPEN[0],
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"texts"}),
         "train_diffs": len(ids["train"]),
         "train_diffs_planned": recipe.general + recipe.benign[0],
     }
     adapter = WeightDiff(adapter.factors, adapter.base, meta)
-    save_peft(adapter, recipe.folder / name, base_name=base.name)
+    save_peft(adapter, recipe.folder / f"adapter{_suffix(recipe)}", base_name=base.name)
     return adapter
+
+
+def _suffix(recipe: GeneralRecipe) -> str:
+    return "".join(f"-without-{family}" for family in recipe.without)
+
+
+def run_evaluate(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> str:
+    """Ask the adapter about the test split; the answers go to `answers.jsonl`, and the tables come back."""
+    folder = recipe.folder / f"adapter{_suffix(recipe)}"
+    if not folder.is_dir():
+        raise ValueError(f"{recipe.folder} holds no adapter yet; run train first.")
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    ids = made(store, recipe, "test")
+    records = ask_test(base, store, ids, load_peft(folder), progress=lambda done, total: progress(done, total, 0.0))
+    write_jsonl(recipe.folder / f"answers{_suffix(recipe)}.jsonl", records)
+    return tables(records)
+
+
+STAGES: dict[str, Callable[..., Any]] = {
+    "synthesize": run_synthesize,
+    "finetune": run_finetune,
+    "train": run_train,
+    "evaluate": run_evaluate,
+}
