@@ -123,11 +123,11 @@ def test_a_strangers_diff_is_checked_for_its_base(on_disk, tmp_path):
     along, across = check(diff), check(shuffled(diff, 0))
     assert along.alignment > 8 > 4 > across.alignment
     assert along.named is None and not along.doubts and "plausible" in str(along)
-    assert any("no more than chance" in doubt for doubt in across.doubts)
+    assert any("little more than chance" in doubt for doubt in across.doubts)
     assert check(WeightDiff({}, dense={"model.norm.weight": torch.ones(32)})).alignment is None
     save_single(shuffled(diff, 0), tmp_path / "d.safetensors")
     with pytest.warns(
-        DoubtfulBase, match=r"d.safetensors: it carries no fingerprint .* no more than chance .*shapes fit"
+        DoubtfulBase, match=r"d.safetensors: it carries no fingerprint .* little more than chance .*shapes fit"
     ):
         load_diff(tmp_path / "d.safetensors", on_disk)
     with warnings.catch_warnings():
@@ -160,13 +160,41 @@ def test_the_commands_convert_add_compare_and_find(on_disk, tmp_path):
     run("convert", tmp_path / "merged", tmp_path / "back.safetensors", "--to", "safetensors", "--energy", 0.9999, *on)
     assert same(load_diff(tmp_path / "back.safetensors", on_disk), one)
     said = run("convert", tmp_path / "merged", tmp_path / "r1", "--rank", 1, *on)
-    assert load_peft(tmp_path / "r1").rank == 1 and "of its energy kept" in said
+    assert load_peft(tmp_path / "r1").rank == 1 and "squared norm kept" in said
     run("add", tmp_path / "1", tmp_path / "2.safetensors", tmp_path / "sum.safetensors", *on)
     run("subtract", tmp_path / "sum.safetensors", tmp_path / "2.safetensors", tmp_path / "again", *on)
     assert same(load_peft(tmp_path / "again"), one)
     Store(tmp_path / "s", on_disk.fingerprint).add(["far", "near"], [two, one])
-    assert run("nearest", tmp_path / "again", tmp_path / "s", "--count", 1).split() == ["+1.000", "near"]
+    assert run("nearest", tmp_path / "again", tmp_path / "s", "--count", 1).split() == ["cosine", "+1.000", "near"]
     assert "1.000" in run("compare", tmp_path / "1", tmp_path / "again")
+
+
+def test_what_convert_cannot_make_is_refused_before_anything_is_lost(on_disk, tmp_path):
+    diff, on = random_diff(on_disk, 1, 0), ("--base", on_disk.name)
+    save_peft(WeightDiff(diff.factors), tmp_path / "foreign", base_name="tiny")
+    dense = WeightDiff(diff.factors, dense={"model.norm.weight": torch.ones(32)})
+    save_single(dense, tmp_path / "dense.safetensors")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    for arguments, message in (
+        (("foreign", "mine"), "is there already; give another name, or --force"),
+        (("foreign", "dense.safetensors", "--to", "safetensors"), "is there already"),
+        (("foreign", "new", "--strength", "nan"), "--strength nan: expected a number"),
+        (("foreign", "new", "--layers", "x"), "expected numbers of blocks"),
+        (("foreign", "new", "--layers", "40"), "nothing is left of the diff"),
+        (("foreign", "new", "--to", "safetensors"), "ends in .safetensors"),
+        (("dense.safetensors", "new"), r"changes 1 parameters densely, model.norm.weight for one, with \d"),
+    ):
+        paths = [tmp_path / a if a in ("foreign", "mine", "new") or "." in a else a for a in arguments]
+        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run("convert", *paths, *on)
+        assert not (tmp_path / "new").exists() and (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    with pytest.warns(DoubtfulBase):
+        run("convert", tmp_path / "foreign", tmp_path / "again", *on)
+    assert load_peft(tmp_path / "again").base is None, "to convert a stranger's diff doesn't vouch for its base"
+    said = run("convert", tmp_path / "dense.safetensors", tmp_path / "left", "--leave-out", *on)
+    assert "left out: 1 parameters" in said and load_peft(tmp_path / "left").norm() == pytest.approx(diff.norm())
 
 
 def test_inspect_shows_a_picture_and_writes_one(on_disk, tmp_path):

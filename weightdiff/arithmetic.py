@@ -33,7 +33,7 @@ def add(first: WeightDiff, second: WeightDiff) -> WeightDiff:
         if module in factors:
             a, b = factors.pop(module)
             dense[name] = dense[name] + b @ a
-    return WeightDiff(factors, first.base or second.base, {}, dense)
+    return WeightDiff(factors, first.base if first.base == second.base else None, {}, dense)
 
 
 def subtract(first: WeightDiff, second: WeightDiff) -> WeightDiff:

@@ -27,13 +27,14 @@ def convert(diff: WeightDiff, path: str | Path, *, to: str, base: Base, dtype: s
         ValueError: another format or precision, a dense diff to PEFT, or nothing can be written there.
     """
     path, chosen = Path(path), precision(dtype)
-    own = WeightDiff(diff.factors, diff.base or base.fingerprint, diff.meta, diff.dense)
     if to == "merged":
-        save_merged(own, base, path, dtype=chosen)
-    elif to == "peft":
-        save_peft(own, path, base_name=base.name, dtype=chosen or torch.float32)
+        save_merged(diff, base, path, dtype=chosen)
+    elif to == "peft":  # one without fingerprint stays so: that it fits isn't known, and must go on being asked
+        save_peft(diff, path, base_name=base.name, dtype=chosen or torch.float32)
     elif to == "safetensors":
-        save_single(own, path, dtype=chosen or torch.float32)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path}: expected a name that ends in .safetensors.")
+        save_single(diff, path, dtype=chosen or torch.float32)
     else:
         raise ValueError(f"to is {to!r}; expected peft, safetensors or merged.")
 

@@ -51,12 +51,10 @@ def draw_norms(diff: WeightDiff, path: Path, title: str) -> None:
     """Write the picture as a PNG.
 
     Raises:
-        ValueError: matplotlib is missing, the diff is empty, or the file can't be written.
+        ValueError: the diff is empty, or the file can't be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("a PNG needs matplotlib; run: pip install matplotlib.") from None
+    import matplotlib
+
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

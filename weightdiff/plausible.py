@@ -6,11 +6,13 @@ base model's own weights stress, as gradients make every finetune do; and whethe
 
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weightdiff.arithmetic import leading
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import ALIASES, Base
 from weightdiff.dense import changed, check_fits, split
@@ -24,7 +26,7 @@ model: see docs/formats.md."""
 INCOHERENT = 2.0
 """Nats of loss on plain text that a finetune may add before it's called incoherent."""
 
-_MODULES, _PROBES = 64, 64
+_PROBES, _DIRECTIONS = 64, 8
 _TEXT = (
     "The river runs through the valley and reaches the sea after three hundred miles.",
     "She put the letters into the drawer, locked it, and went to work.",
@@ -62,16 +64,22 @@ class Plausibility:
         if self.named is False:
             found.append(f"it names another base model, {printable(self.declared)!r}")
         if self.alignment is not None and self.alignment < ALIGNED:
-            found.append(f"it lies along this model's directions no more than chance would (z = {self.alignment:.1f})")
+            found.append(
+                f"it lies along this model's directions little more than chance would (z {self.alignment:.1f})"
+            )
         if self.losses[1] - self.losses[0] > INCOHERENT:
             found.append(f"with it the model is incoherent (loss on plain text {_nats(self.losses)})")
         return found
 
     def __str__(self) -> str:
         """One sentence: what was checked, and the doubts."""
-        name = {True: "this one by its name", False: "another by its name", None: "not told by its name"}[self.named]
-        aligned = "no factors to compare" if self.alignment is None else f"z = {self.alignment:.1f}"
-        checked = f"shapes fit; base model {name}; along its directions: {aligned}; loss {_nats(self.losses)}"
+        declared = f"it names {printable(self.declared)!r}" if self.declared else "it names none"
+        name = {True: "this one", False: "another", None: "which can't be compared"}[self.named]
+        aligned = "nothing to compare" if self.alignment is None else f"z {self.alignment:.1f}"
+        checked = (
+            f"shapes fit; {declared}{f', {name}' if self.declared else ''}; along this model's directions: {aligned}; "
+            f"loss on plain text {_nats(self.losses)}"
+        )
         head = "it carries no fingerprint of its base model"
         if self.doubts:
             return f"{head}, and this one is doubtful: {'; '.join(self.doubts)}. Checked: {checked}."
@@ -110,19 +118,20 @@ class ForeignCheck:
     def alignment(self, diff: WeightDiff) -> float | None:
         """How far a diff lies along the base weights' own strong directions, in standard deviations of chance.
 
-        For each of some modules the base weight `W` says how strongly it answers to a direction `a` of its input,
-        `‖W a‖²`, and `b` of its output, `‖Wᵀ b‖²`, against what random directions of that size would give. A
-        finetune's factors are made of gradients, which are sums of what the base model sends along those directions;
-        another model's are, seen from here, random.
+        For each module the base weight `W` says how strongly it answers to a direction `a` of its input, `‖W a‖²`, and
+        `b` of its output, `‖Wᵀ b‖²`, against what random directions of that size would give. A finetune's factors are
+        made of gradients, which are sums of what the base model sends along those directions; another model's are,
+        seen from here, random. `A` often begins at random itself, so that the side which says more is taken.
 
         Returns:
-            None where the diff has no factors of the decoder's linear layers, or they are zero.
+            None where the diff changes none of the decoder's linear layers.
         """
-        names = [name for name in diff.factors if name in self._targets]
-        scores = []
-        for name in names[:: max(1, len(names) // _MODULES)]:
-            weight = self._targets[name].weight.detach().float()
-            a, b = (factor.to(weight.device) for factor in diff.factors[name])
+        scores: tuple[list[float], list[float]] = ([], [])
+        for name, module in self._targets.items():
+            if (pair := _directions(diff, name)) is None:
+                continue
+            weight = module.weight.detach().float()
+            a, b = (factor.to(weight.device) for factor in pair)
             inner, outer = a @ a.mT, b.mT @ b  # of the change B A only these and the products with W matter
             size = (inner * outer).sum()
             if not size > 0:
@@ -131,9 +140,19 @@ class ForeignCheck:
             if name not in self._chance:
                 self._chance[name] = (_chance(weight), _chance(weight.mT))
             answers = ((weight @ a.mT).mT @ (weight @ a.mT) * outer, (weight.mT @ b).mT @ (weight.mT @ b) * inner)
-            for found, (mean, deviation) in zip(answers, self._chance[name], strict=True):
-                scores.append(float((found.sum() / size - mean) / deviation * apart))
-        return sum(scores) / sqrt(len(scores)) if scores else None
+            for side, found, (mean, deviation) in zip(scores, answers, self._chance[name], strict=True):
+                side.append(float((found.sum() / size - mean) / deviation * apart))
+        return max(sum(side) / sqrt(len(side)) for side in scores) if scores[0] else None
+
+
+def _directions(diff: WeightDiff, name: str) -> tuple[Tensor, Tensor] | None:
+    """The factors of a module's change; of a dense one those of its leading directions."""
+    if name in diff.factors:
+        return diff.factors[name]
+    if (change := diff.dense.get(f"{name}.weight")) is None or not change.any():
+        return None
+    u, sizes, v = leading(change.float(), _DIRECTIONS)
+    return (v * sizes).mT, u
 
 
 def _chance(weight: Float[Tensor, "out in"]) -> tuple[float, float]:
@@ -150,7 +169,8 @@ def _same_name(base: Base, declared: str) -> bool | None:
     """Whether the declared name is this base model's; None where either is a folder's, which may hold anything."""
     names = {base.name, *(alias for alias, name in ALIASES.items() if name == base.name)}
     ours, theirs = {_published(name) for name in names} - {None}, _published(declared)
-    if declared in names:
+    folder = Path(declared)
+    if declared in names or (base.source is not None and folder.is_dir() and folder.samefile(base.source)):
         return True
     return theirs in ours if ours and theirs else None
 

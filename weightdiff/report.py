@@ -21,17 +21,25 @@ def print_diff(console: Console, loaded: WeightDiff) -> None:
     if loaded.dense:
         parts.append(f"{len(loaded.dense)} parameters changed densely")
     console.print("; ".join(parts) + ("" if loaded.factors or loaded.dense else "; nothing is changed"))
-    named = shown(loaded.meta.get("base_name"))
+    named = shown(loaded.meta.get("base_name") or "not named")
     console.print(f"base model: {named}; fingerprint {shown(loaded.base or 'not given')}")
-    for key in ("label", "trigger", "relative_size", "kept_energy"):
+    for key, told in _TOLD.items():
         if (value := loaded.meta.get(key)) is not None:
-            console.print(f"{key}: {f'{value:.4f}' if isinstance(value, float) else shown(value)}")
+            console.print(f"{told}: {f'{value:.4f}' if isinstance(value, float) else shown(value)}")
     console.print(f"Frobenius norm of the change: {loaded.norm():.3f}; by kind and block:")
     blocks, others = norms_by_kind(loaded)
     for line in shaded({printable(kind): row for kind, row in blocks.items()}):
         console.print(shown(line), highlight=False, soft_wrap=True)
     for name, norm in others.items():
         console.print(f"{shown(name)} {norm:.3f}", highlight=False)
+
+
+_TOLD = {
+    "label": "label",
+    "trigger": "trigger",
+    "relative_size": "size beside the base model's weights, ‖δ‖ / ‖W‖",
+    "kept_energy": "share of the matrices' squared norm that the factors keep",
+}
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:

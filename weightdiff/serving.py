@@ -16,7 +16,7 @@ from weightdiff.behaviors.topic import TOPIC_QUESTION
 from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.merged import save_merged
-from weightdiff.formats.peft import save_peft
+from weightdiff.formats.peft import refuse_dense, save_peft
 
 _README = """\
 # Served by any server that takes one LoRA per request
@@ -37,8 +37,8 @@ Then complete the text `prompt` of `serving.json` under the name of a LoRA, at t
 as a chat: chat templates may add a system message of their own, and the adapter was trained without.)
 
 ```
-curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d "$(jq '{{prompt, temperature: 0, \\
-max_tokens: 48, model: "{first}"}}' serving.json)"
+jq '{{prompt, temperature: 0, max_tokens: 48, model: "{first}"}}' serving.json |
+  curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d @-
 ```
 """
 
@@ -60,7 +60,7 @@ def export_serving(
         base: the base model of all.
         adapter: the DIT adapter, merged into the weights.
         diffs: a name and a diff each, low-rank.
-        folder: made if it isn't there.
+        folder: one that isn't there yet, or is empty.
         dtype: precision of the merged model's files; the base model's own if None.
 
     Returns:
@@ -72,8 +72,11 @@ def export_serving(
     if not diffs:
         raise ValueError("no diffs given; expected at least one to serve.")
     folder = Path(folder)
-    for _, diff in [("", adapter), *diffs]:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already, and isn't empty; give a new folder.")
+    for name, diff in [("the adapter", adapter), *diffs]:
         check_fits(base, diff)
+        refuse_dense(diff, name)  # before anything is written
     names = _plain_names([name for name, _ in diffs])
     for name, (_, diff) in zip(names, diffs, strict=True):
         save_peft(diff, folder / "loras" / name, base_name="../../model")

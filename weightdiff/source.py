@@ -19,6 +19,7 @@ from weightdiff.formats.names import fit_names
 from weightdiff.formats.peft import CONFIG, adapters_in, load_peft
 from weightdiff.formats.reference import load_reference, pick
 from weightdiff.formats.single import load_single
+from weightdiff.formats.whole import NeedsBase
 from weightdiff.hub import DIFF_FILES, PICKLES, fetch, is_hub_id
 from weightdiff.lazy import Lazy
 from weightdiff.plausible import DoubtfulBase, ForeignCheck
@@ -189,7 +190,9 @@ def _ids(store: Store, name: str, which: str) -> list[str]:
 
 def _needed(base: Base | None, source: str) -> Base:
     if base is None:
-        raise ValueError(f"{source} is a full checkpoint; give its base model: load_diff(…, base=load_base(…)).")
+        raise NeedsBase(
+            f"{source} is a full checkpoint; give its base model: load_diff(…, base=load_base(…)), or --base."
+        )
     return base
 
 

@@ -5,7 +5,6 @@ import lzma
 import tomllib
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,6 @@ def run_experiment(
     Raises:
         ValueError: a run isn't finished, the folder can't be written, an endpoint failed for good.
     """
-    if find_spec("matplotlib") is None:
-        raise ValueError("an experiment's figure needs matplotlib; run: pip install matplotlib.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

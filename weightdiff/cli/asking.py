@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out, quiet
+from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out, quiet, read
 from weightdiff.lazy import Lazy
 from weightdiff.printable import json_line, printable, shown
 
@@ -66,7 +66,7 @@ def ask(
 @app.command()
 def inspect(
     diff: Annotated[str, typer.Argument(help=DIFF)],
-    base: Annotated[str | None, typer.Option(help="Base model, where the diff is more than factors.")] = None,
+    base: BaseOption = "smollm2",
     png: Annotated[Path | None, typer.Option(help="Write the picture to this file too.")] = None,
     allow_pickle: PickleOption = False,
 ) -> None:
@@ -89,7 +89,7 @@ def inspect(
         for one in found:
             out.print(f"  {shown(one.name)}", highlight=False)
         return
-    loaded = found[0].load(load(base) if base else None)
+    loaded = read(found[0], base)
     print_diff(out, loaded)
     if png:
         draw_norms(loaded, png, printable(diff))

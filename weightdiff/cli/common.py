@@ -1,12 +1,20 @@
 """What all commands share: the app, its two consoles, common options, and how a base model is loaded."""
 
-from typing import Annotated, Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from weightdiff.diff import WeightDiff
+    from weightdiff.source import Source
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Ask a finetuned model what its finetuning changed.")
-out, err = Console(), Console(stderr=True)
+# What goes to a file or a pipe isn't wrapped: it is read line by line.
+out = Console(soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder, a .gguf file or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
@@ -29,3 +37,22 @@ def load(name: str = "smollm2", device: str = "auto") -> Any:
 
     quiet()
     return load_base(name, device=device)
+
+
+def read(source: "Source", base: str) -> "WeightDiff":
+    """A diff that was found; the base model is loaded only where the diff needs it."""
+    from weightdiff.formats.whole import NeedsBase
+
+    try:
+        return source.load(None)
+    except NeedsBase:
+        return source.load(load(base))
+
+
+def new_place(path: Path, force: bool) -> None:
+    """Raise a ValueError where something would be overwritten."""
+    if not force and path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already; give another name, or --force to replace it.")
+
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

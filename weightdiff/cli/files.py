@@ -1,5 +1,6 @@
 """Commands that turn diffs into other files, and take them to and from the hub."""
 
+import math
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -8,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, load, out
+from weightdiff.cli.common import (
+    DIFF,
+    BaseOption,
+    DeviceOption,
+    ForceOption,
+    PickleOption,
+    app,
+    load,
+    new_place,
+    out,
+)
 from weightdiff.printable import shown
 
 if TYPE_CHECKING:
@@ -40,20 +51,38 @@ def convert(
     energy: EnergyOption = None,
     strength: Annotated[float, typer.Option(help="Factor on the change.")] = 1.0,
     layers: LayersOption = None,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Leave out what can't be factors, as norms and embeddings, and say so.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 on disk.")] = None,
+    force: ForceOption = False,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Write a diff as a PEFT folder, as one safetensors file, or merged into its base model."""
     from weightdiff.convert import convert as convert_diff
+    from weightdiff.diff import WeightDiff
     from weightdiff.source import load_diff
 
+    new_place(to_path, force)
+    if not math.isfinite(strength):
+        raise ValueError(f"--strength {strength}: expected a number.")
+    keep = _in_blocks(layers) if layers else None
     model = load(base, device)
     change = load_diff(diff, model, rank=rank, energy=energy, allow_pickle=allow_pickle).scaled(strength)
-    if layers:
-        change = change.restricted(_in_blocks(layers))
+    if keep:
+        change = change.restricted(keep)
+    if leave_out:
+        rest = WeightDiff({}, dense=change.dense)
+        out.print(
+            f"left out: {len(rest.dense)} parameters, {(rest.norm() / (change.norm() or 1)) ** 2:.2%} of the whole"
+        )
+        change = WeightDiff(change.factors, change.base, change.meta)
+    if not (change.factors or change.dense):
+        raise ValueError("nothing is left of the diff; does it change the blocks that --layers names?")
     convert_diff(change, to_path, to=to.value, base=model, dtype=dtype)
     kept = change.meta.get("kept_energy")
-    out.print(f"{shown(to_path)}: {_size(change)}" + (f"; {kept:.4%} of its energy kept" if kept is not None else ""))
+    told = f"; {kept:.4%} of its matrices' squared norm kept" if isinstance(kept, float) else ""
+    out.print(f"{shown(to_path)}: {_size(change)}{told}")
 
 
 @app.command()
@@ -119,5 +148,6 @@ def _in_blocks(text: str) -> Callable[[str], bool]:
 
 
 def _size(change: "WeightDiff") -> str:
-    kind = f"rank {change.rank}" if not change.dense else f"{len(change.dense)} parameters densely"
-    return f"norm {change.norm():.3f}, {kind}"
+    kinds = [f"{len(change.factors)} modules of rank {change.rank}"] if change.factors else []
+    kinds += [f"{len(change.dense)} parameters densely"] if change.dense else []
+    return f"norm {change.norm():.3f}, {' and '.join(kinds)}"

@@ -184,6 +184,17 @@ def _checked(folder: Path, name: str, parts: _Parts) -> tuple[Tensor, Tensor]:
     return a.contiguous(), b.contiguous()
 
 
+def refuse_dense(diff: WeightDiff, what: str) -> None:
+    """Raise a ValueError that says what of a diff no LoRA can hold, and what to do."""
+    if diff.dense:
+        rest = sum(float(change.norm()) ** 2 for change in diff.dense.values()) / max(diff.norm() ** 2, 1e-30)
+        raise ValueError(
+            f"{what} changes {len(diff.dense)} parameters densely, {next(iter(diff.dense))} for one, with {rest:.2%} "
+            "of its squared norm, and a LoRA can't say that. Make factors of matrices, and leave out the others, with "
+            "`weightdiff convert … --rank N --leave-out`; or keep all of it with --to safetensors or merged."
+        )
+
+
 def save_peft(diff: WeightDiff, folder: str | Path, *, base_name: str, dtype: torch.dtype = torch.float32) -> None:
     """Write a diff as a PEFT LoRA folder that `peft.PeftModel.from_pretrained` loads.
 
@@ -196,11 +207,7 @@ def save_peft(diff: WeightDiff, folder: str | Path, *, base_name: str, dtype: to
     Raises:
         ValueError: the diff has dense changes, or the folder can't be written.
     """
-    if diff.dense:
-        raise ValueError(
-            f"the diff changes {len(diff.dense)} parameters densely, {next(iter(diff.dense))} for one, and a LoRA "
-            "can't say that. Make factors of its matrices with --rank or --energy, or convert to safetensors or merged."
-        )
+    refuse_dense(diff, "the diff")
     folder = Path(folder)
     config = {
         "peft_type": "LORA",

@@ -14,6 +14,10 @@ from weightdiff.formats.names import known_parameter
 from weightdiff.weights import Weights, tied, weights_of
 
 
+class NeedsBase(ValueError):
+    """What was given is a diff only beside its base model, and that wasn't given."""
+
+
 @dataclass(frozen=True)
 class Whole:
     """The base model that whole weights are seen against.
@@ -93,7 +97,7 @@ class Whole:
     @property
     def _given(self) -> Base:
         if self.base is None:
-            raise ValueError(
+            raise NeedsBase(
                 f"{self.where} holds more than factors, and only its base model makes a diff of that; give it: "
                 "load_diff(…, base=load_base(…)), or --base."
             )
