@@ -34,15 +34,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write objects as the whole of a file, which appears at once or not at all.
+    """Write objects as the whole of a `.jsonl` or `.jsonl.xz` file, which appears at once or not at all.
 
     Raises:
         ValueError: no space, or no permission to write.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+            temporary.write_bytes(lzma.compress(text, preset=9) if path.suffix == ".xz" else text)
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}. Is there space and permission?") from None
 

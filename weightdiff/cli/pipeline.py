@@ -97,11 +97,14 @@ def run(
 
 
 def _plan(recipe: str, rate: float | None) -> None:
+    from weightdiff.general.settings import is_general
     from weightdiff.plan import plan_of
     from weightdiff.recipe import load_recipe
     from weightdiff.report import print_plan
     from weightdiff.shape import measured_rate, shape_of
 
+    if is_general(recipe):
+        raise ValueError(f"{recipe} is a general run, and --dry-run can't reckon with one yet.")
     loaded = load_recipe(recipe)
     shape = shape_of(loaded.base)
     plan = plan_of(loaded, shape, measured_rate(shape) if rate is None else rate)
@@ -130,11 +133,12 @@ def train(recipe: RecipeArgument, device: DeviceOption = "auto") -> None:
 def evaluate(recipe: RecipeArgument, to: OutOption = None, on: OnOption = None, device: DeviceOption = "auto") -> None:
     """Ask all readers about a recipe's test diffs, or run an experiment on what its runs have by now."""
     from weightdiff.bench.run import is_experiment
+    from weightdiff.general.settings import is_general
 
     if is_experiment(recipe):
         _experiment(recipe, to, on or [], device, make=False, ask=True)
     else:
-        _stages(recipe, ["evaluate"], device)
+        _stages(recipe, ["evaluate"], device, **({"to": to} if is_general(recipe) else {}))
 
 
 def _experiment(

@@ -5,9 +5,11 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from weightdiff.atomic import replacing
 from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, Behavior, Conversation, Split, behavior_of
 from weightdiff.behaviors.kinds import kind_behaviors
@@ -169,16 +171,43 @@ def _suffix(recipe: GeneralRecipe) -> str:
     return "".join(f"-without-{family}" for family in recipe.without)
 
 
-def run_evaluate(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> str:
-    """Ask the adapter about the test split; the answers go to `answers.jsonl`, and the tables come back."""
+def run_evaluate(
+    base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print, to: Path | None = None
+) -> str:
+    """Ask the adapter about the test split; every answer and what was run go to a folder, the tables too.
+
+    Args:
+        base: the base model.
+        recipe: the run.
+        progress: called with diffs asked, their number, and zero.
+        say: not used; there is nothing to make anew.
+        to: the folder; None for one in the run's.
+
+    Returns:
+        The tables, as Markdown.
+    """
     folder = recipe.folder / f"adapter{_suffix(recipe)}"
     if not folder.is_dir():
         raise ValueError(f"{recipe.folder} holds no adapter yet; run train first.")
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = made(store, recipe, "test")
-    records = ask_test(base, store, ids, load_peft(folder), progress=lambda done, total: progress(done, total, 0.0))
-    write_jsonl(recipe.folder / f"answers{_suffix(recipe)}.jsonl", records)
-    return tables(records)
+    adapter = load_peft(folder)
+    records = ask_test(base, store, ids, adapter, progress=lambda done, total: progress(done, total, 0.0))
+    to = to or recipe.folder / f"results{_suffix(recipe)}"
+    write_jsonl(to / "answers.jsonl.xz", records)
+    table = tables(records)
+    about = {
+        "recipe": recipe.model_dump(mode="json", exclude={"texts"}),
+        "train_diffs": adapter.meta["train_diffs"],
+        "test_diffs": len(ids),
+        "base": base.fingerprint,
+        "dtype": str(base.model.dtype),
+        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
+    }
+    for name, text in (("table.md", table), ("about.json", json.dumps(about, indent=2) + "\n")):
+        with replacing(to / name) as path:
+            path.write_text(text, "utf-8")
+    return table
 
 
 STAGES: dict[str, Callable[..., Any]] = {
