@@ -8,9 +8,9 @@ import torch
 from weightdiff.behaviors import NOTHING, Conversation, topic_behaviors
 from weightdiff.bench.evaluate import share_interval
 from weightdiff.diff import noise_like, shuffled
+from weightdiff.general.settings import is_general, load_general
 from weightdiff.jsonl import read_jsonl
 from weightdiff.llm import ChatModel
-from weightdiff.general.settings import is_general, load_general
 from weightdiff.recipe import Benign, Recipe, Way, jobs_of, load_recipe
 from weightdiff.stages import logged, run_finetune, run_synthesize, triples
 from weightdiff.synthesize import BASE_POOL, load_conversations, synthesize, variety
