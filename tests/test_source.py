@@ -73,6 +73,7 @@ def test_every_kind_of_source_is_found_and_is_the_same_diff(on_disk, tmp_path):
     ("source", "message"),
     [
         ("nowhere", "no such file or folder. Expected a PEFT LoRA folder"),
+        ("no/" + "where" * 99, "can't be had from the hub"),
         ("no/where", "can't be had from the hub"),
         ("{}/store#z", "has no diff 'z', by id or label"),
         ("{}/store", "holds 2 diffs; expected one, as in"),
@@ -140,6 +141,7 @@ def test_a_name_of_another_base_and_babble_are_doubts():
     check = ForeignCheck(embedded)
     for declared, named in (
         ("HuggingFaceTB/SmolLM2-135M-Instruct", True), ("Qwen/Qwen3-4B", False), ("./out/model", None), (None, None),
+        ("x" * 5000, None), ("a/" + "b" * 5000, False), (str(embedded.source), True),
     ):  # fmt: skip
         meta = {"base_name": declared} if declared else {}
         assert check(WeightDiff({}, None, meta)).named is named

@@ -1,5 +1,6 @@
 """What is fetched from the Hugging Face hub: tensors and settings, never any code."""
 
+import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -23,7 +24,7 @@ def is_hub_id(name: str) -> bool:
     Args:
         name: `owner/name` or `datasets/owner/name`, and perhaps `@revision`.
     """
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    return _HUB_ID.fullmatch(name) is not None and not os.path.exists(name)
 
 
 def fetch(name: str, patterns: Sequence[str]) -> Path:

@@ -4,9 +4,9 @@ Three signs, none of them proof: the base model that its config names; whether i
 base model's own weights stress, as gradients make every finetune do; and whether the model still knows plain text.
 """
 
+import os
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -169,9 +169,10 @@ def _same_name(base: Base, declared: str) -> bool | None:
     """Whether the declared name is this base model's; None where either is a folder's, which may hold anything."""
     names = {base.name, *(alias for alias, name in ALIASES.items() if name == base.name)}
     ours, theirs = {_published(name) for name in names} - {None}, _published(declared)
-    folder = Path(declared)
-    if declared in names or (base.source is not None and folder.is_dir() and folder.samefile(base.source)):
+    if declared in names:
         return True
+    if base.source is not None and os.path.isdir(declared):  # of a name too long for a folder it says no
+        return base.source.samefile(declared) or None
     return theirs in ours if ours and theirs else None
 
 

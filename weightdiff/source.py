@@ -4,6 +4,7 @@ A `#` and what follows picks one of several: an adapter of a folder, a diff of a
 by number or topic. Finding reads no tensors, so that a wrong name is told before a model is loaded.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def open_diffs(sources: Sequence[Source], base: Base) -> Lazy[WeightDiff]:
 def _find(source: str, options: _Options) -> list[Source]:
     name, which = _parted(source)
     path = Path(name)
-    if not path.exists():
+    if not os.path.exists(name):  # of a name too long for a file it says no
         if "/" not in name or not is_hub_id(name):  # adapters on the hub have owners
             raise ValueError(f"{source}: no such file or folder. {EXPECTED}.")
         path = fetch(name, DIFF_FILES + PICKLES if options.allow_pickle else DIFF_FILES)
@@ -165,11 +166,11 @@ def _find(source: str, options: _Options) -> list[Source]:
 
 def _parted(source: str) -> tuple[str, str]:
     """A source's path or hub id, and what follows its `#`; a path that exists may hold a `#` itself."""
-    if Path(source).exists():
+    if os.path.exists(source):
         return source, ""
     # The first # after something that exists ends its name; an id may hold further ones.
     cuts = [i for i, c in enumerate(source) if c == "#"]
-    cut = next((i for i in cuts if Path(source[:i]).exists() or is_hub_id(source[:i])), None)
+    cut = next((i for i in cuts if os.path.exists(source[:i]) or is_hub_id(source[:i])), None)
     return (source, "") if cut is None else (source[:cut], source[cut + 1 :])
 
 
