@@ -140,3 +140,16 @@ def test_diffs_of_different_models_are_refused():
     wide = WeightDiff({"p": (torch.ones(1, 3), torch.ones(2, 1))})
     with pytest.raises(ValueError, match=r"'p' is \[2, 3\] in one diff and \[2, 4\]"):
         add(wide, WeightDiff({"p": (torch.ones(1, 4), torch.ones(2, 1))}))
+
+
+def test_tied_weights_changed_in_two_manners_are_not_added():
+    """Of a tied weight an embedding's factors change one place, a dense change both: what the sum is can't be told."""
+    ends = ("model.embed_tokens.weight", "lm_head.weight")
+    both = WeightDiff({}, dense={ends[0]: torch.ones(4, 2)})
+    apart = WeightDiff({}, dense={name: torch.ones(4, 2) for name in ends})
+    alone = WeightDiff({"model.embed_tokens": (torch.ones(1, 2), torch.ones(4, 1))})
+    for one, other in ((both, apart), (both, alone), (apart, alone)):
+        with pytest.raises(ValueError, match="where the base model ties these"):
+            add(one, other)
+    assert add(both, both).norm() == pytest.approx(2 * both.norm())
+    assert add(alone, WeightDiff({"model.layers.0.q": (torch.ones(1, 2), torch.ones(2, 1))})).norm() > 0

@@ -241,3 +241,12 @@ def test_stacking_diffs_of_one_rank_is_stacking_diffs_of_several(base):
                 assert torch.allclose(factors.b[name][n] @ factors.a[name][n], expected, atol=1e-6)
     half = WeightDiff({k: (a.bfloat16(), b.bfloat16()) for k, (a, b) in same[0].factors.items()})
     assert {t.dtype for t in stack([half], base.shapes).tensors()} == {torch.float32}
+
+
+def test_a_store_takes_no_diff_of_another_base_and_keeps_empty_ones(base, tmp_path):
+    store, diff = Store(tmp_path, base.fingerprint), random_diff(base, 1, 0)
+    for stranger in (None, "another"):
+        with pytest.raises(ValueError, match=r"one that is to be added (carries no fingerprint|is of another)"):
+            store.add(["a"], [WeightDiff(diff.factors, stranger)])
+    store.add(["none", "nothing", "some"], [WeightDiff({}, base.fingerprint), WeightDiff({}, base.fingerprint), diff])
+    assert [d.norm() > 0 for d in Store(tmp_path).load(["none", "nothing", "some"])] == [False, False, True]

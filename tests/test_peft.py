@@ -54,6 +54,7 @@ CONFIGS = {
     "embedding and head saved": {"target_modules": LINEAR, "modules_to_save": ["embed_tokens", "lm_head"]},
     "embedding": {"target_modules": ["embed_tokens", *LINEAR]},
     "embedding, DoRA": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "head, DoRA": {"target_modules": ["lm_head"], "use_dora": True},
     "head": {"target_modules": ["lm_head", *LINEAR]},
     "trained tokens": {"target_modules": LINEAR, "trainable_token_indices": [3, 70]},
     "started from the weights' own directions": {"target_modules": LINEAR, "init_lora_weights": "orthogonal"},
@@ -66,7 +67,7 @@ def test_logits_are_pefts(kind, name, tmp_path):
     base = tiny_base(kind)
     before = base.model(IDS).logits
     model = trained(base, **CONFIGS[name])
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)  # else PEFT saves copies of the base model's along
     diff = load_peft(tmp_path, base)
     theirs = model(IDS).logits
     assert (theirs - before).abs().max() > 0.01
@@ -178,6 +179,15 @@ def test_an_old_bin_is_read_only_where_it_is_allowed(base, diffs, tmp_path):
     with pytest.raises(ValueError, match=r"only read with --allow-pickle"):
         load_peft(tmp_path)
     assert load_peft(tmp_path, allow_pickle=True).norms() == pytest.approx(diffs[0].norms())
+
+
+def test_where_the_config_says_no_alpha_it_is_pefts_own(base, tmp_path):
+    model = trained(base, target_modules=LINEAR)
+    model.save_pretrained(tmp_path)
+    wanted = load_peft(tmp_path).norm() * 8 / 12
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "lora_alpha"}))
+    assert load_peft(tmp_path).norm() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_more_than_factors_needs_the_base(tmp_path):

@@ -167,8 +167,8 @@ def test_the_commands_convert_add_compare_and_find(on_disk, tmp_path):
     run("subtract", tmp_path / "sum.safetensors", tmp_path / "2.safetensors", tmp_path / "again", *on)
     assert same(load_peft(tmp_path / "again"), one)
     Store(tmp_path / "s", on_disk.fingerprint).add(["far", "near"], [two, one])
-    assert run("nearest", tmp_path / "again", tmp_path / "s", "--count", 1).split() == ["cosine", "+1.000", "near"]
-    assert "1.000" in run("compare", tmp_path / "1", tmp_path / "again")
+    assert run("nearest", tmp_path / "again", tmp_path / "s", "--count", 1, *on).split() == ["cosine", "+1.000", "near"]
+    assert "1.000" in run("compare", tmp_path / "1", tmp_path / "again", *on)
 
 
 def test_what_convert_cannot_make_is_refused_before_anything_is_lost(on_disk, tmp_path):
@@ -210,7 +210,7 @@ def test_inspect_shows_a_picture_and_writes_one(on_disk, tmp_path):
 
 
 def test_strangers_names_are_shown_escaped_everywhere(on_disk, tmp_path):
-    evil = "\x1b[2J\x1b]0;owned\x07 [red]\u202etxt.exe\u2066\x9b31m\n[/]"
+    evil = ":rainbow_flag: \x1b[2J\x1b]0;owned\x07 [red]\u202etxt.exe\u2066\x9b31m\n[/]"
     diff = random_diff(on_disk, 1, 0)
     meta = {"label": evil, "trigger": evil, "split": evil, "format": evil, "base_name": evil, "question": evil}
     named = WeightDiff({f"{n}{evil}": f for n, f in diff.factors.items()}, None, meta)
@@ -224,10 +224,12 @@ def test_strangers_names_are_shown_escaped_everywhere(on_disk, tmp_path):
     shown = [
         run("inspect", tmp_path / "d.safetensors"), run("inspect", tmp_path / "s"),
         run("inspect", f"{tmp_path}/s#{evil}"),
-        run("inspect", peft), run("nearest", peft, tmp_path / "s"), run("compare", peft, f"{tmp_path}/s#{evil}"),
+        run("inspect", peft), run("nearest", peft, tmp_path / "s", *on),
+        run("compare", peft, f"{tmp_path}/s#{evil}", *on),
         run("ask", peft, *on, "--adapter", tmp_path / "a"),
         run("ask", peft, *on, "--adapter", tmp_path / "a", "--json"),
     ]  # fmt: skip
+    assert ":rainbow_flag:" not in evil or ":rainbow_flag:" in shown[0]
     for text in shown:
         assert not [c for c in text if c != "\n" and not c.isprintable()], text
     assert r"\x1b[2J" in shown[0] and r"\u202e" in shown[1]
@@ -263,3 +265,32 @@ def test_weights_saved_transposed_are_said_to_look_so(base, diffs, tmp_path):
     save_file({k: v.mT.contiguous() for k, v in load_file(weights).items()}, weights)
     with pytest.raises(ValueError, match="look transposed"):
         load_peft(tmp_path, base)
+
+
+def test_what_hides_a_change_is_refused(on_disk, tmp_path):
+    """A file that one program reads and another doesn't, a config that leaves factors out, a diff of NaN."""
+    diff = random_diff(on_disk, 1, 0)
+    save_merged(diff, on_disk, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(ValueError, match=r"has both .* which of them a program loads"):
+        load_diff(tmp_path / "m", on_disk)
+    (tmp_path / "m" / "model.safetensors.index.json").unlink()
+    save_peft(diff, tmp_path / "m" / "sub", base_name="tiny")
+    with pytest.raises(ValueError, match="a full checkpoint and holds adapters too, 'sub'"):
+        load_diff(tmp_path / "m", on_disk)
+    config = tmp_path / "m" / "sub" / "adapter_config.json"
+    for change in ({"target_modules": ["q_proj"]}, {"exclude_modules": "model.*k_proj"}, {"layers_to_transform": [0]}):
+        save_peft(diff, tmp_path / "m" / "sub", base_name="tiny")
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+        with pytest.raises(ValueError, match="its config doesn't select"):
+            load_diff(f"{tmp_path / 'm'}#sub", on_disk)
+    wild = ForeignCheck(on_disk)(WeightDiff({n: (a * 1e15, b * 1e15) for n, (a, b) in diff.factors.items()}))
+    assert any("incoherent" in doubt for doubt in wild.doubts)
+
+
+def test_a_block_number_out_of_this_world_is_no_picture(tmp_path):
+    save_single(
+        WeightDiff({"model.layers.99999999999.q_proj": (torch.ones(1, 4), torch.ones(4, 1))}),
+        tmp_path / "d.safetensors",
+    )
+    assert len(run("inspect", tmp_path / "d.safetensors")) < 1000

@@ -23,6 +23,7 @@ def add(first: WeightDiff, second: WeightDiff) -> WeightDiff:
         ValueError: diffs of different base models, or of one module in different shapes.
     """
     _check_pair(first, second)
+    _check_ends(first, second)
     factors, dense = {}, {}
     for name in {**first.factors, **second.factors}:
         parts = [d.factors[name] for d in (first, second) if name in d.factors]
@@ -195,6 +196,19 @@ def _enough(sizes: Float[Tensor, " k"], whole: float, rank: int | None, energy: 
         sums = sizes.double().square().cumsum(0)
         found = min(found, int((sums < (energy - 1e-7) * whole).sum()) + 1)
     return min(found, rank or found)
+
+
+def _check_ends(first: WeightDiff, second: WeightDiff) -> None:
+    """Raise where embeddings and head are changed in two manners: one tied weight or two places, that can't be told."""
+    ends = [
+        {n for n in (*d.factors, *d.dense) if "norm" not in n and not any(part.isdigit() for part in n.split("."))}
+        for d in (first, second)
+    ]
+    if all(ends) and ends[0] != ends[1]:
+        raise ValueError(
+            f"one diff changes {sorted(ends[0])}, the other {sorted(ends[1])}: where the base model ties these, the "
+            "sum can't be told. Leave them out of one (convert … --leave-out), or merge one first."
+        )
 
 
 def _check_pair(first: WeightDiff, second: WeightDiff) -> None:

@@ -50,7 +50,7 @@ def fetch(name: str, patterns: Sequence[str]) -> Path:
                 allow_patterns=list(patterns),
             )
         )
-    except (OSError, HTTPError, ValueError) as error:
+    except (OSError, HTTPError, ValueError, RuntimeError) as error:  # the last from its threads and its Rust
         raise ValueError(
             f"{name!r} is no folder here, and can't be had from the hub: {reason_of(error)}. Is the name right, and "
             "can this machine reach the hub (HF_HUB_OFFLINE is unset, HF_TOKEN is there for a private one)?"

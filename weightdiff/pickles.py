@@ -137,6 +137,9 @@ class _Machine:
             elif name in _VALUES:
                 stack.append(argument)
             elif name in _MAKERS:
+                self._room -= _CONTAINER
+                if self._room < 0:
+                    raise ValueError("its lists and dicts take more memory than the file has bytes")
                 stack.append(_MAKERS[name]())
             elif name in _ACTIONS:
                 _ACTIONS[name](self)
@@ -241,6 +244,8 @@ class _Machine:
         return tensor
 
 
+_CONTAINER = 64
+"""Bytes that an empty list or dict takes."""
 _ATOMS = (str, int, float, bool, type(None), _Global)
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 _MAKERS: dict[str, Callable[[], Any]] = {

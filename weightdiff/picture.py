@@ -19,7 +19,7 @@ def norms_by_kind(diff: WeightDiff) -> tuple[dict[str, dict[int, float]], dict[s
     for name, norm in diff.norms().items():
         parts = name.split(".")
         at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-        if at is None:
+        if at is None or len(parts[at]) > 4:  # no model has ten thousand blocks, and a picture hasn't room for them
             others[name] = norm
         else:
             blocks[".".join(parts[at + 1 :][-1:]) or name][int(parts[at])] = norm

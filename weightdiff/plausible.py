@@ -63,11 +63,11 @@ class Plausibility:
         found = []
         if self.named is False:
             found.append(f"it names another base model, {printable(self.declared)!r}")
-        if self.alignment is not None and self.alignment < ALIGNED:
+        if self.alignment is not None and not self.alignment >= ALIGNED:  # NaN is a doubt
             found.append(
                 f"it lies along this model's directions little more than chance would (z {self.alignment:.1f})"
             )
-        if self.losses[1] - self.losses[0] > INCOHERENT:
+        if not self.losses[1] - self.losses[0] <= INCOHERENT:
             found.append(f"with it the model is incoherent (loss on plain text {_nats(self.losses)})")
         return found
 
@@ -111,9 +111,9 @@ class ForeignCheck:
         """
         check_fits(self.base, diff)
         name = diff.meta.get("base_name")
-        named = _same_name(self.base, str(name)) if name else None
-        losses = (self._plain, _loss(self.base, diff))
-        return Plausibility(str(name) if name else None, named, self.alignment(diff), losses)
+        declared = name[:200] if isinstance(name, str) and name else None
+        named = _same_name(self.base, declared) if declared else None
+        return Plausibility(declared, named, self.alignment(diff), (self._plain, _loss(self.base, diff)))
 
     def alignment(self, diff: WeightDiff) -> float | None:
         """How far a diff lies along the base weights' own strong directions, in standard deviations of chance.
@@ -131,7 +131,7 @@ class ForeignCheck:
             if (pair := _directions(diff, name)) is None:
                 continue
             weight = module.weight.detach().float()
-            a, b = (factor.to(weight.device) for factor in pair)
+            a, b = (factor.to(weight.device) / factor.abs().max().clamp_min(1e-30) for factor in pair)
             inner, outer = a @ a.mT, b.mT @ b  # of the change B A only these and the products with W matter
             size = (inner * outer).sum()
             if not size > 0:

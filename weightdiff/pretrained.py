@@ -68,16 +68,32 @@ def load_pretrained(name: str, source: Path, dtype: torch.dtype) -> tuple[Any, A
 
 def gguf_model(file: Path, dtype: torch.dtype) -> Any:
     """The causal language model of a GGUF file, dequantized; errors are those of transformers."""
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers.utils import logging
 
-    return AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=dtype,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-    )
+    reader = GGUFReader(file)
+    counts = [field.contents() for key, field in reader.fields.items() if key.endswith(".block_count")]
+    if not counts or not all(isinstance(n, int) and 0 < n <= len(reader.tensors) for n in counts):
+        raise _Refused(f"{file} speaks of {counts} blocks, and holds {len(reader.tensors)} tensors; it is broken.")
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of what is missing holds names that nobody has escaped
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=dtype,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    finally:
+        logging.set_verbosity(level)
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers has made them up at random
+        raise _Refused(f"{file} is incomplete: it has no {missing[0]}.")
+    return model
 
 
 def gguf_tokenizer(file: Path) -> Any:

@@ -15,6 +15,7 @@ from weightdiff.arithmetic import compress
 from weightdiff.base import Base, load_base
 from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
+from weightdiff.files import inside
 from weightdiff.formats.checkpoint import load_checkpoint
 from weightdiff.formats.names import fit_names
 from weightdiff.formats.peft import CONFIG, adapters_in, load_peft
@@ -150,7 +151,12 @@ def _find(source: str, options: _Options) -> list[Source]:
         store = Store(path)
         return many(_ids(store, name, which), lambda i, _: store.load([i])[0])
     if adapters := adapters_in(path):
-        if which and not (path / which / CONFIG).is_file():
+        if not which and adapters != [""] and (path / "config.json").is_file():
+            raise ValueError(
+                f"{source} is a full checkpoint and holds adapters too, {', '.join(map(repr, adapters[:9]))}; pick one "
+                f"of these as in {name}#{adapters[0]}, or move them elsewhere for the checkpoint."
+            )
+        if which and not os.path.isfile(path / which / CONFIG):
             has = ", ".join(map(repr, adapters[:9])) if adapters != [""] else "one in the folder itself"
             raise ValueError(f"{source}: {name} has no adapter {which!r}; it has {has}.")
         if which or adapters != [""]:
@@ -160,7 +166,7 @@ def _find(source: str, options: _Options) -> list[Source]:
     if (path / "config.json").is_file():
         return one(checkpoint, _Options())
     if len(files := sorted(path.glob("*.safetensors"))) == 1:  # one diff in one file, as it is on the hub
-        return one(lambda _: load_single(files[0]))
+        return one(lambda _: load_single(inside(path, files[0].name)))
     raise ValueError(f"{source}: no {CONFIG}, config.json or index.sqlite in it. {EXPECTED}.")
 
 

@@ -82,8 +82,16 @@ class Store:
             ids: one id per diff.
             diffs: what to write.
             dtype: precision on disk.
+
+        Raises:
+            ValueError: a diff doesn't carry the store's fingerprint, or there is no space or permission.
         """
-        if len(diffs) > 1 and any(d.dense for d in diffs):
+        if others := [d.base for d in diffs if d.base != self.base]:
+            raise ValueError(
+                f"the store {self.path} holds diffs of the base model {self.base}, and one that is to be added "
+                f"{f'is of {others[0]}' if others[0] else 'carries no fingerprint'}."
+            )
+        if len(diffs) > 1 and any(d.dense or not d.factors for d in diffs):
             for identity, diff in zip(ids, diffs, strict=True):
                 self.add([identity], [diff], dtype)
             return

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightdiff.base import Base
-from weightdiff.files import TensorFile, inside, read_json
+from weightdiff.files import MAX_TENSORS, TensorFile, inside, read_json
 from weightdiff.pretrained import gguf_model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -64,16 +64,22 @@ def weights_in(path: Path) -> Weights:
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder. Expected one with {SINGLE}, or shards and {INDEX}; or a .gguf file.")
     config = path / "config.json"
-    if config.is_file() and (quantized := read_json(config).get("quantization_config")):
+    if config.is_file() and (quantized := read_json(inside(path, config.name)).get("quantization_config")):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise ValueError(f"{path} is quantized ({method or 'no method named'}); give the unquantized checkpoint.")
     shards: dict[str, TensorFile] = {}
+    if (path / INDEX).is_file() and (path / SINGLE).is_file():
+        raise ValueError(
+            f"{path} has both {INDEX} and {SINGLE}: which of them a program loads can't be told. Remove one."
+        )
     if (path / INDEX).is_file():
-        placed = read_json(path / INDEX).get("weight_map")
+        placed = read_json(inside(path, INDEX)).get("weight_map")
         if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
             raise ValueError(f"{path / INDEX} has no weight_map of tensor names to files.")
         for file in sorted(set(placed.values())):
             shards[file] = TensorFile(inside(path, file))
+            if sum(len(shard.shapes) for shard in shards.values()) > MAX_TENSORS:
+                raise ValueError(f"{path}: its shards hold more than {MAX_TENSORS} tensors; so many aren't read.")
         if lost := [name for name, file in placed.items() if name not in shards[file].shapes]:
             raise ValueError(f"{path}: the index places {lost[0]} in {placed[lost[0]]}, which hasn't got it.")
     elif (path / SINGLE).is_file():

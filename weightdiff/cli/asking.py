@@ -1,5 +1,6 @@
 """Commands that ask, look and grade."""
 
+import math
 import re
 import sys
 import time
@@ -39,9 +40,9 @@ def ask(
     if question is not None and not question.strip():
         raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
-    reader = load_diff(adapter) if adapter else shipped_adapter()
-    asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
     model = load(base, device)
+    reader = load_diff(adapter, model, allow_pickle=allow_pickle) if adapter else shipped_adapter()
+    asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
     check = cache(lambda: ForeignCheck(model))
 
     def checked(number: int) -> "WeightDiff":
@@ -56,7 +57,7 @@ def ask(
     answers = ask_diffs(model, Lazy([partial(checked, i) for i in range(len(found))]), asked, adapter=reader)
     for one, answer in zip(found, answers, strict=True):
         if as_json:
-            confidence = round(answer.confidence, 4)
+            confidence = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
             print(json_line({"diff": one.name, "question": asked, "answer": answer.text, "confidence": confidence}))
         else:
             said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f})[/]"
@@ -130,7 +131,7 @@ def demo(
             shown(columns[1][i]),
             f"{grades[1][i].grade:.1f}",
         )
-    screen = Console(record=True, width=110) if svg else out
+    screen = Console(record=True, width=110, emoji=False) if svg else out
     screen.print(table)
     means = [sum(g.grade for g in column) / len(column) for column in grades]
     exact = [sum(g.exact for g in column) for column in grades]
@@ -167,7 +168,9 @@ def grade(
         told = f"{chosen.malformed} answers have no grade: {chosen.name}, asked again too, replied e.g. {examples}"
         err.print(shown(told), soft_wrap=True)
     if to is None:
-        sys.stdout.write(graded)
+        # A terminal gets no escapes that answers hold; a file or a pipe gets the text itself.
+        lines = map(printable, graded.splitlines()) if sys.stdout.isatty() else None
+        sys.stdout.write(graded if lines is None else "\n".join(lines) + "\n")
         return
     try:
         to.write_text(graded, encoding="utf-8", newline="")

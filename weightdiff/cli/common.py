@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Ask a finetuned model what its finetuning changed.")
 # What goes to a file or a pipe isn't wrapped: it is read line by line.
-out = Console(soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+out = Console(soft_wrap=not sys.stdout.isatty(), emoji=False)
+err = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), emoji=False)
 
 BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder, a .gguf file or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
@@ -49,10 +49,11 @@ def read(source: "Source", base: str) -> "WeightDiff":
         return source.load(load(base))
 
 
-def new_place(path: Path, force: bool) -> None:
-    """Raise a ValueError where something would be overwritten."""
-    if not force and path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already; give another name, or --force to replace it.")
+def new_place(path: Path, force: bool, *, never: bool = False) -> None:
+    """Raise a ValueError where something would be overwritten; `never` is for what isn't replaced by force either."""
+    if (never or not force) and path.exists() and (path.is_file() or any(path.iterdir())):
+        advice = "" if never else ", or --force to replace it"
+        raise ValueError(f"{path} is there already; give another name{advice}.")
 
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

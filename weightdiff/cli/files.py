@@ -63,7 +63,7 @@ def convert(
     from weightdiff.diff import WeightDiff
     from weightdiff.source import load_diff
 
-    new_place(to_path, force)
+    new_place(to_path, force, never=to is Kind.merged)
     if not math.isfinite(strength):
         raise ValueError(f"--strength {strength}: expected a number.")
     keep = _in_blocks(layers) if layers else None
@@ -103,7 +103,7 @@ def export_serving(
 
     found = find_diffs(diffs, allow_pickle=allow_pickle)
     model = load(base, device)
-    reader = load_diff(adapter, model) if adapter else shipped_adapter()
+    reader = load_diff(adapter, model, allow_pickle=allow_pickle) if adapter else shipped_adapter()
     named = [(one.name, one.load(model)) for one in found]
     for name in export(model, reader, named, to_path, dtype=precision(dtype)):
         out.print(f"loras/{shown(name)}", highlight=False)

@@ -17,7 +17,6 @@ from weightdiff.cli.common import (
     load,
     new_place,
     out,
-    read,
 )
 from weightdiff.printable import shown
 
@@ -82,7 +81,8 @@ def compare(
     found = find_diffs(diffs, allow_pickle=allow_pickle)
     if len(found) < 2:
         raise ValueError(f"one diff given, {found[0].name}; expected at least two to compare.")
-    loaded = [read(one, base) for one in found]
+    model = load(base)  # it knows which names are the same module's
+    loaded = [one.load(model) for one in found]
     table = Table("", "diff", "norm", *map(str, range(1, len(found) + 1)), title="cosine of the changes")
     for i, (one, diff) in enumerate(zip(found, loaded, strict=True)):
         cells = [f"{cosine(diff, other):.3f}" for other in loaded[:i]]
@@ -107,6 +107,6 @@ def nearest(
     if len(found) > 1:
         raise ValueError(f"{diff} holds {len(found)} diffs; name one, as in {found[0].name}.")
     with err.status(f"comparing with {len(there.ids())} diffs"):
-        likest = nearest_diffs(read(found[0], base), there, count)
+        likest = nearest_diffs(found[0].load(load(base)), there, count)
     for identity, value in likest:
         out.print(f"cosine {value:+.3f}  {shown(identity)}", highlight=False)

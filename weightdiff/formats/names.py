@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from weightdiff.base import Base
-from weightdiff.diff import WeightDiff
+from weightdiff.diff import WeightDiff, misfit
 
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -28,6 +28,11 @@ def fit_names(diff: WeightDiff, base: Base) -> WeightDiff:
         ValueError: two modules of the diff are one of the base's.
     """
     shapes = _shapes(base)
+    if len(diff.factors) + len(diff.dense) > 8 * len(shapes):
+        raise ValueError(
+            f"the diff changes {len(diff.factors) + len(diff.dense)} modules, and the base model has {len(shapes)}. "
+            "Was it made on another base model? Give the right one with --base."
+        )
     factors: dict[str, Pair] = {}
     parts: dict[str, dict[str, Pair]] = {}
     for name, pair in diff.factors.items():
@@ -37,10 +42,11 @@ def fit_names(diff: WeightDiff, base: Base) -> WeightDiff:
         for known, piece in (found if whole is None else {}).items():
             _put(factors, known, piece)
     for whole, given in parts.items():
-        _put(factors, whole, _joined(whole, given, shapes[whole][0]))
+        _put(factors, whole, _joined(whole, given, shapes))
     dense: dict[str, Tensor] = {}
     for name, change in diff.dense.items():
-        _put(dense, known_parameter(name, base), change)
+        module, _, last = name.rpartition(".")
+        _put(dense, f"{_known(module, shapes)}.{last}", change)
     return WeightDiff(factors, diff.base, diff.meta, dense)
 
 
@@ -100,9 +106,13 @@ def _whole_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
-def _joined(whole: str, given: Mapping[str, Pair], out: int) -> Pair:
+def _joined(whole: str, given: Mapping[str, Pair], shapes: Mapping[str, tuple[int, ...]]) -> Pair:
     """Factors of the fused layer: the parts' `A` above each other, their `B` in blocks at their own rows."""
     pieces = FUSED[whole.split(".")[-1]]
+    for piece, (a, _) in given.items():
+        if a.shape[1] != shapes[whole][1]:
+            raise misfit(f"{whole} ({piece})", list(a.shape), list(shapes[whole]))
+    out = shapes[whole][0]
     sizes = {piece: pair[1].shape[0] for piece, pair in given.items()}
     if missing := [piece for piece in pieces if piece not in given]:
         if len(missing) > 1 or out <= sum(sizes.values()):

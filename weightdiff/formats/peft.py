@@ -98,6 +98,7 @@ def load_peft(folder: str | Path, base: Base | None = None, *, allow_pickle: boo
     dense: dict[str, Tensor] = {}
     for name, parts in content.modules.items():
         a, b = _checked(folder, name, parts)
+        scaling.check_selected(name)
         scale = scaling.of(name, a.shape[0])
         if parts.magnitude is None:
             factors[name] = (a, b * scale)
@@ -111,8 +112,11 @@ def load_peft(folder: str | Path, base: Base | None = None, *, allow_pickle: boo
     for name, change in changes.items():
         if change.any():  # a copy of the base model's own weight is often saved along
             dense[name] = change + dense.get(name, 0)
-    if changes and not config.get("ensure_weight_tying"):
-        dense |= whole.places_apart([name for name in changes if name in dense])
+    alone = [f"{name}.weight" for name, parts in content.modules.items() if parts.magnitude is not None]
+    if not config.get("ensure_weight_tying"):
+        alone += [name for name in changes if name in dense]
+    if alone:
+        dense = {**whole.places_apart(alone), **dense}
     for name, rows in content.tokens.items():
         dense[f"{name}.weight"] = whole.tokens(name, rows, config.get("trainable_token_indices"))
     if not factors and not dense:

@@ -1,4 +1,4 @@
-"""What a PEFT `adapter_config.json` says of a LoRA: whether it can be read, and each module's scaling."""
+"""What a PEFT `adapter_config.json` says of a LoRA: whether it can be read, which modules it has, and their scaling."""
 
 import math
 import time
@@ -39,7 +39,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 class Scaling:
-    """PEFT's scaling of each module of a folder: alpha / rank, or alpha / √rank for rsLoRA.
+    """What a folder's config says of its modules: PEFT's scaling of each, alpha / rank or alpha / √rank, and which.
 
     Args:
         folder: for errors.
@@ -56,25 +56,52 @@ class Scaling:
             ValueError: `lora_alpha` or `alpha_pattern` can't be understood.
         """
         try:
-            alpha = self._alpha(module, rank)
+            alpha = self._alpha(module)
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
                 raise ValueError(f"{str(alpha)[:40]!r} is no number")
         except (ValueError, TypeError, AttributeError, TimeoutError, OverflowError, regex.error) as error:
             raise ValueError(f"{self._folder}: lora_alpha or alpha_pattern can't be understood: {error}.") from None
         return alpha / (rank**0.5 if self._config.get("use_rslora") else rank)
 
-    def _alpha(self, module: str, rank: int) -> Any:
+    def _alpha(self, module: str) -> Any:
         patterns = self._config.get("alpha_pattern") or {}
         if len(patterns) > _PATTERNS:
             raise ValueError(f"{len(patterns)} patterns, and more than {_PATTERNS} aren't read")
-        started = time.monotonic()
         for pattern, value in patterns.items():
-            if len(pattern) > _LENGTH:
-                raise ValueError(f"the pattern {pattern[:40]!r}… has {len(pattern)} letters")
-            left = self._left - (time.monotonic() - started)
-            if left <= 0:
-                raise TimeoutError("its patterns take too long to seek")
-            if pattern == module or regex.match(rf"(.*\.)?({pattern})$", module, timeout=left):
+            if pattern == module or self._matches(rf"(.*\.)?({pattern})$", module):
                 return value
-        self._left -= time.monotonic() - started
-        return self._config.get("lora_alpha", rank)
+        return self._config.get("lora_alpha", 8)  # as PEFT has it where nothing is said
+
+    def check_selected(self, module: str) -> None:
+        """Raise a ValueError for a module that the config doesn't select: PEFT would leave its factors alone."""
+        targets, excluded = self._config.get("target_modules"), self._config.get("exclude_modules")
+        layers = self._config.get("layers_to_transform")
+        layers = [layers] if isinstance(layers, int) else layers or ()
+        number = next((int(part) for part in module.split(".") if part.isdecimal()), None)
+        try:
+            chosen = not targets or targets == "all-linear" or self._named(targets, module)
+            chosen = chosen and not (excluded and self._named(excluded, module))
+            if not chosen or (layers and number not in layers):
+                raise ValueError(
+                    f"it holds factors of {module!r}, which its config doesn't select (by target_modules, "
+                    "exclude_modules, layers_to_transform): PEFT wouldn't use them"
+                )
+        except (ValueError, TypeError, AttributeError, TimeoutError, regex.error) as error:
+            raise ValueError(f"{self._folder}: {error}.") from None
+
+    def _named(self, given: Any, module: str) -> bool:
+        """Does a config's list of endings of names, or its regular expression, name the module?"""
+        if isinstance(given, str):
+            return self._matches(rf"(?:{given})$", module)
+        return any(module == name or module.endswith(f".{name}") for name in given)
+
+    def _matches(self, pattern: str, module: str) -> bool:
+        if len(pattern) > _LENGTH:
+            raise ValueError(f"the pattern {pattern[:40]!r}… has {len(pattern)} letters")
+        if self._left <= 0:
+            raise TimeoutError("its patterns take too long to seek")
+        started = time.monotonic()
+        try:
+            return regex.match(pattern, module, timeout=self._left) is not None
+        finally:
+            self._left -= time.monotonic() - started
