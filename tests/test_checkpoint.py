@@ -275,12 +275,13 @@ def test_names_may_begin_otherwise(base, prefix):
 def test_an_index_may_name_files_of_its_folder_only(base, tmp_path):
     save(base, tmp_path / "m")
     index = tmp_path / "m" / "model.safetensors.index.json"
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "shard.safetensors")
     for file, message in (("../x.safetensors", "outside"), ("gone.safetensors", "no such file")):
         index.write_text(json.dumps({"weight_map": {NORM: file}}))
         with pytest.raises(ValueError, match=message):
             load_checkpoint(tmp_path / "m", base)
-    index.write_text(json.dumps({"weight_map": {"x": "model.safetensors"}}))
-    with pytest.raises(ValueError, match=r"places x in model\.safetensors, which hasn't got it"):
+    index.write_text(json.dumps({"weight_map": {"x": "shard.safetensors"}}))
+    with pytest.raises(ValueError, match=r"places x in shard\.safetensors, which hasn't got it"):
         load_checkpoint(tmp_path / "m", base)
 
 

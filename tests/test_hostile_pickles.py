@@ -162,3 +162,11 @@ def test_zips_that_unfold_overlap_or_hold_another_program_are_refused(tmp_path):
         file.write(b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
     with pytest.raises(ValueError, match="directory claims"):
         load_reference(path)
+
+
+def test_a_pickle_of_empty_lists_takes_no_more_memory_than_its_file(tmp_path):
+    path = tmp_path / "bad.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bad/data.pkl", b"\x80\x02]q\x00(" + b"}" * 200_000 + b"e.")
+    with pytest.raises(ValueError, match="lists and dicts take more memory"):
+        read_pickle(path)

@@ -64,7 +64,7 @@ def test_a_view_in_the_place_of_a_table_and_other_files_are_refused(store):
         with pytest.raises(ValueError, match="store"):
             Store(store)
     index.unlink()
-    Store(store, "base").add(["a"], [WeightDiff({MODULE: (torch.zeros(1, 6), torch.zeros(4, 1))})])
+    Store(store, "base").add(["a"], [WeightDiff({MODULE: (torch.zeros(1, 6), torch.zeros(4, 1))}, "base")])
     change(store, "pragma journal_mode = wal")  # whoever reads such an index writes files beside it
     with pytest.raises(ValueError, match="keeps a write-ahead log"):
         Store(store)
@@ -130,7 +130,7 @@ def test_a_store_is_read_where_nothing_can_be_written_and_from_a_hubs_cache(tmp_
     read_store(snapshot)
     assert list(Store(snapshot).metas()) == ["a", "b"]
     with pytest.raises(ValueError, match="cannot write to the index"):
-        Store(store).add(["c"], [WeightDiff({MODULE: (torch.zeros(1, 6), torch.zeros(4, 1))})])
+        Store(store).add(["c"], [WeightDiff({MODULE: (torch.zeros(1, 6), torch.zeros(4, 1))}, "base")])
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p in before and store not in (p, *p.parents)} == {
         p: t for p, t in before.items() if store not in (p, *p.parents)
     }

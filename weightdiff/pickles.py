@@ -119,7 +119,7 @@ class _Machine:
     """
 
     def __init__(self, archive: Archive):
-        self._archive, self._room = archive, archive.size
+        self._archive, self._room, self._containers = archive, archive.size, archive.size + _SPARE
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[Any, Any] = {}
@@ -137,8 +137,8 @@ class _Machine:
             elif name in _VALUES:
                 stack.append(argument)
             elif name in _MAKERS:
-                self._room -= _CONTAINER
-                if self._room < 0:
+                self._containers -= _CONTAINER
+                if self._containers < 0:
                     raise ValueError("its lists and dicts take more memory than the file has bytes")
                 stack.append(_MAKERS[name]())
             elif name in _ACTIONS:
@@ -246,6 +246,8 @@ class _Machine:
 
 _CONTAINER = 64
 """Bytes that an empty list or dict takes."""
+_SPARE = 1 << 16
+"""Bytes of them that even the smallest file may have."""
 _ATOMS = (str, int, float, bool, type(None), _Global)
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 _MAKERS: dict[str, Callable[[], Any]] = {
