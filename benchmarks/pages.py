@@ -13,7 +13,7 @@ from typing import Any
 from weightdiff.bench.evaluate import cell
 
 ROOT = Path(__file__).parent.parent
-PAGES = tuple(ROOT / "docs" / name for name in ("benchmark.md", "performance.md", "formats.md"))
+PAGES = tuple(ROOT / "docs" / name for name in ("benchmark.md", "performance.md", "formats.md", "general.md"))
 RESULTS, SPEED = ROOT / "results" / "benchmark", ROOT / "results" / "speed" / "cpu.json"
 
 
