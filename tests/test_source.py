@@ -229,7 +229,7 @@ def test_strangers_names_are_shown_escaped_everywhere(on_disk, tmp_path):
         run("ask", peft, *on, "--adapter", tmp_path / "a"),
         run("ask", peft, *on, "--adapter", tmp_path / "a", "--json"),
     ]  # fmt: skip
-    assert ":rainbow_flag:" not in evil or ":rainbow_flag:" in shown[0]
+    assert ":rainbow_flag:" in shown[0]
     for text in shown:
         assert not [c for c in text if c != "\n" and not c.isprintable()], text
     assert r"\x1b[2J" in shown[0] and r"\u202e" in shown[1]

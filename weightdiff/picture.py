@@ -22,7 +22,8 @@ def norms_by_kind(diff: WeightDiff) -> tuple[dict[str, dict[int, float]], dict[s
         if at is None or len(parts[at]) > 4:  # no model has ten thousand blocks, and a picture hasn't room for them
             others[name] = norm
         else:
-            blocks[".".join(parts[at + 1 :][-1:]) or name][int(parts[at])] = norm
+            kind = parts[-1] if at + 1 < len(parts) else name
+            blocks[kind][int(parts[at])] = norm
     return dict(blocks), others
 
 

@@ -91,7 +91,7 @@ def _nats(losses: tuple[float, float]) -> str:
 
 
 class ForeignCheck:
-    """Checks diffs without fingerprint against one base model: a second for the first, a tenth for further ones.
+    """Checks diffs without fingerprint against one base model: a second for the first, less for further ones.
 
     Args:
         base: the base model.

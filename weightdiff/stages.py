@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import FAMILIES, NOTHING
-from weightdiff.bench.evaluate import evaluate_readers, false_claims, null_table
+from weightdiff.bench.evaluate import evaluate_readers, false_claims, null_table, versions
 from weightdiff.diff import WeightDiff, noise_like, shuffled
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import finetune
@@ -224,7 +223,7 @@ def run_evaluate(base: Base, recipe: Recipe, progress: Progress, say: Say = prin
         "base": base.fingerprint,
         "train_diffs": adapter.meta["train_diffs"],
         "train_diffs_planned": adapter.meta["train_diffs_planned"],
-        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
+        "versions": versions(),
     }
     with replacing(recipe.folder / "results.json") as path:
         path.write_text(json.dumps(results, indent=2))

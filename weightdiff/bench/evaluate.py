@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def share_interval(hits: Sequence[bool]) -> tuple[float, float, float]:
     p = sum(hits) / n
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def versions() -> dict[str, str]:
+    """What a result was computed with."""
+    return {package: metadata.version(package) for package in ("torch", "transformers", "weightdiff")}
 
 
 def cell(row: Sequence[float] | None) -> str:

@@ -4,12 +4,12 @@ import json
 import lzma
 import tomllib
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, cache_dir
+from weightdiff.bench.evaluate import versions
 from weightdiff.bench.experiments import EXPERIMENTS, Bench
 from weightdiff.bench.rows import Rows, Run
 from weightdiff.bench.settings import Experiment
@@ -112,7 +112,7 @@ def run_experiment(
         "dtype": str(base.model.dtype),
         "judge": judge.name,
         "ungraded": sum(row.get("ungraded", 0) for row in rows),
-        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
+        "versions": versions(),
     }  # fmt: skip
     try:
         _write(folder / "table.md", table.encode())

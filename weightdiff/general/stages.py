@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from weightdiff.atomic import replacing
 from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, Behavior, Conversation, Split, behavior_of
 from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.bench.evaluate import versions
 from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
@@ -99,9 +99,7 @@ def families_of(behavior: Behavior) -> set[str]:
     return {part.family for part in behavior.parts} or {behavior.family}
 
 
-def triples(
-    store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split, *, unseen: bool = False
-) -> Lazy[Triple]:
+def triples(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split) -> Lazy[Triple]:
     """What the adapter learns of a split: some questions about each diff, and about nulls that nothing changed."""
     behaviors = {i: behavior_of(meta) for i, meta in store.metas(ids).items()}
     ids = [i for i in ids if not families_of(behaviors[i]) & set(recipe.without)]
@@ -114,7 +112,7 @@ def triples(
 
     for identity in ids:
         rng = random.Random(f"{recipe.seed} {identity}")
-        asked = asked_of(behaviors[identity], others, rng, unseen=unseen)
+        asked = asked_of(behaviors[identity], others, rng)
         first, rest = asked[:2], asked[2:]
         chosen = [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]
         for one in chosen[: recipe.questions]:
@@ -124,7 +122,7 @@ def triples(
         rng = random.Random(f"{recipe.seed} null {split} {number}")
         model = rng.choice(ids)
         nothing = Behavior("benign", NOTHING, "null", split)
-        for one in rng.sample(asked_of(nothing, others, rng, unseen=unseen), 2):
+        for one in rng.sample(asked_of(nothing, others, rng), 2):
             make = partial(_null, store, model, split, number)
             makers.append(partial(triple, make, one.question, one.answer))
     return Lazy(makers)
@@ -202,7 +200,7 @@ def run_evaluate(
         "test_diffs": len(ids),
         "base": base.fingerprint,
         "dtype": str(base.model.dtype),
-        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "weightdiff")},
+        "versions": versions(),
     }
     for name, text in (("table.md", table), ("about.json", json.dumps(about, indent=2) + "\n")):
         with replacing(to / name) as path:
