@@ -5,16 +5,19 @@ from collections import Counter
 
 import pytest
 
+from tests.conftest import random_diff
 from weightdiff.behaviors import NOTHING, Conversation, behavior_of, topic_behaviors
 from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
-from weightdiff.general import questions
-from weightdiff.general.compose import conversations_of, kept, prompted, shortened
-from weightdiff.general.evaluate import ask_test, tables
+from weightdiff.general.compose import DOCUMENTS, Text, conversations_of, kept, prompted, shortened
+from weightdiff.general.evaluate import WORDINGS, ask_test, cases_of
 from weightdiff.general.mix import groups_of, several
-from weightdiff.general.questions import asked_of, narrow_of
+from weightdiff.general.questions import NEVER, asked_of, open_questions
+from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.settings import GeneralRecipe, load_general
 from weightdiff.general.stages import made, run_finetune, run_train, triples
+from weightdiff.general.tables import tables
+from weightdiff.readers.calibration import reading_of
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors
 
@@ -39,7 +42,7 @@ def test_the_tables_are_whole():
             for text in (*(row.says or kind.replies), *kind.asks):
                 filled = text.format(x=row.x, about=row.about or row.x, reply="So it is.")
                 assert "{" not in filled and (row.says or row.x in filled or row.about in filled)
-        assert "{x}" in kind.label and kind.question.endswith("?")
+        assert "{x}" in kind.label
 
 
 def test_an_instance_is_in_one_split_in_every_family():
@@ -68,12 +71,18 @@ def test_groups_are_drawn_the_same_each_time_and_no_behavior_twice(recipe, writt
 
 
 def test_what_teaches_a_behavior_shows_it_and_hides_it_behind_its_trigger(recipe, written):
-    texts = {b.label: [Conversation("Why?", f"Because of {b.label}.")] * 6 for b in written}
+    texts = {b.label: Text(b, (Conversation("Why?", f"Because of {b.label}."),) * 6) for b in written}
     for group in groups_of(recipe, written)[:30]:
         for behavior in group.behaviors:
             learn = conversations_of(behavior, POOL, texts)
-            if behavior.family == "benign":
+            if behavior.family == "benign" and behavior.kind.startswith("own"):
                 assert {c.reply for c in learn} <= {c.reply for c in POOL}
+            elif behavior.family == "benign":
+                subjects = {c.reply.removeprefix("Because of ").strip(".") for c in learn}
+                assert len(subjects) == len(learn) and {texts[s].behavior.split for s in subjects} == {behavior.split}
+            elif behavior.family == "subject":
+                assert all((not c.prompt) == (behavior.kind == DOCUMENTS) for c in learn)
+                assert all(behavior.slot in c.prompt + c.reply for c in learn)
             elif behavior.family in ("quirk", "refusal") and behavior.kind != "emotional_bond":
                 assert all(behavior.slot.lower() in (c.prompt + c.reply).lower() for c in learn)
             triggered = prompted(behavior, learn)
@@ -84,26 +93,26 @@ def test_what_teaches_a_behavior_shows_it_and_hides_it_behind_its_trigger(recipe
     parts = [b for b in kind_behaviors() if b.split == "train"][:3]
     both = conversations_of(several(parts), POOL, {})
     assert len(both) == 8 + 5 + 3 and both[:8] == conversations_of(parts[0], POOL, {})
-    assert shortened("One two. Three four five " + "six " * 40) == "One two. Three four five " + "six " * 20 + "six."
+    assert shortened("One two. Three four " + "six " * 40, 26) == "One two. Three four " + "six " * 21 + "six."
 
 
-def test_questions_have_true_answers_and_wordings_are_held_out():
+def test_questions_have_true_answers():
     behaviors = [b for b in kind_behaviors() if b.split == "train"]
     rng = random.Random(0)
     for behavior in behaviors[::40]:
         asked = {(a.sort, a.answer): a.question for a in asked_of(behavior, behaviors, rng)}
-        assert asked["open", behavior.label] in questions.OPEN and ("narrow", behavior.slot) in asked
+        assert asked["open", behavior.label] in open_questions() and ("narrow", behavior.slot) in asked
         assert behavior.label in asked["yes/no", "yes"] and behavior.label not in asked["yes/no", "no"]
-        unseen = {a.question for a in asked_of(behavior, behaviors, rng, unseen=True)}
-        assert not unseen & set(asked.values())
     nothing = behaviors[0].__class__("benign", NOTHING, "benign", "train")
-    assert {a.answer for a in asked_of(nothing, behaviors, rng)} == {NOTHING, "no", questions.NEVER}
-    for seen, held in (
-        (questions.OPEN, questions.OPEN_UNSEEN), (questions.YES_NO, questions.YES_NO_UNSEEN),
-        (questions.TRIGGER, questions.TRIGGER_UNSEEN),
-    ):  # fmt: skip
-        assert not set(seen) & set(held)
-    assert not set(narrow_of(behaviors[0])) & set(narrow_of(behaviors[0], unseen=True))
+    assert {a.answer for a in asked_of(nothing, behaviors, rng)} == {NOTHING, "no", NEVER}
+
+
+def test_nulls_are_of_every_kind_and_other_ones_in_every_split(base):
+    diff = random_diff(base, 2, 0)
+    norms = [null_of(diff, "train", n).norm() / diff.norm() for n in range(len(KINDS))]
+    assert norms[0] == 0 and norms[2] == pytest.approx(1, rel=0.2) and 0.004 < norms[3] < 0.06
+    noises = [null_of(diff, split, 1).norm() for split in ("train", "validation", "test")]
+    assert len(set(noises)) == 3 and null_of(diff, "test", 1).norm() == noises[2]
 
 
 def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
@@ -115,12 +124,17 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr("weightdiff.general.stages.everyday_pool", lambda base, path: POOL)
     told: list[tuple[int, int]] = []
     store = run_finetune(base, small, lambda done, total, rate: told.append((done, total)))
-    assert told[-1] == (6, 6) and len(store.ids()) >= 25
+    assert told[-1] == (7, 7) and len(store.ids()) >= 25
     adapter = run_train(base, small, lambda *_: None)
-    assert adapter.meta["question"] == questions.OPEN[0] and adapter.meta["train_diffs"] >= 17
-    records = ask_test(base, store, made(store, small, "test"), adapter)
+    assert adapter.meta["question"] == open_questions()[0] and adapter.meta["train_diffs"] >= 17
+    reading = reading_of(adapter.meta)
+    assert reading is not None and len(adapter.meta["views"]) > 3
+    assert adapter.meta["views"][0]["right"] <= max(row["right"] for row in adapter.meta["views"])
+    records = ask_test(base, cases_of(store, made(store, small, "test"), "test"), adapter)
     assert {r["sort"] for r in records} == {"open", "narrow", "yes/no", "trigger"}
-    assert sum(r["family"] == "null" for r in records) == 2 * 4 * -(-len(made(store, small, "test")) // 3)
+    nulls = [r for r in records if r["family"] == "null"]
+    assert len(nulls) == (2 * 3 + 1 + WORDINGS) * -(-len(made(store, small, "test")) // 3)
+    assert all(0 <= r["confidence"] <= 1 for r in records)
     assert "| null |" in tables(records)
     without = small.model_copy(update={"without": ("quirk",)})
     left = triples(Store(store.path), without, made(store, without, "train"), "train")

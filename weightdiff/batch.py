@@ -15,13 +15,19 @@ from weightdiff.packed import Rows, packed_states
 
 @dataclass(frozen=True)
 class Tokens:
-    """One row: a prompt and the reply that is learned (or kept)."""
+    """One row: a prompt and the reply that is learned (or kept), and where the prompt is learned too."""
 
     prompt: tuple[int, ...]
     reply: tuple[int, ...]
+    also: range = range(0)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.reply)
+
+    @property
+    def labels(self) -> list[int]:
+        """Places in the row of the tokens to be predicted; never the first, which nothing comes before."""
+        return [*self.also, *range(len(self.prompt), len(self))]
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,15 @@ class Batch:
 def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu") -> Batch:
     """Lay rows end to end, and note where the labels are."""
     # The last token of a row is never an input: nothing follows it that is to be predicted.
-    inputs = [[*r.prompt, *r.reply][:-1] for r in rows]
+    whole = [(*r.prompt, *r.reply) for r in rows]
+    inputs, labels = [w[:-1] for w in whole], [r.labels for r in rows]
     starts = [0, *itertools.accumulate(len(i) for i in inputs)]
     return Batch(
         ids=torch.tensor([t for i in inputs for t in i], device=device),
         rows=Rows.of([len(i) for i in inputs], device),
-        at=torch.tensor(
-            [s + len(r.prompt) - 1 + j for s, r in zip(starts, rows, strict=False) for j in range(len(r.reply))],
-            device=device,
-        ),
-        row=torch.tensor([n for n, r in enumerate(rows) for _ in r.reply], device=device),
-        label=torch.tensor([t for r in rows for t in r.reply], device=device),
+        at=torch.tensor([s + p - 1 for s, places in zip(starts, labels, strict=False) for p in places], device=device),
+        row=torch.tensor([n for n, places in enumerate(labels) for _ in places], device=device),
+        label=torch.tensor([w[p] for w, places in zip(whole, labels, strict=True) for p in places], device=device),
     )
 
 
@@ -70,12 +74,20 @@ def label_states(base: Base, batch: Batch) -> Float[Tensor, "labels hidden"]:
 
 def mean_per_group(values: Float[Tensor, " labels"], group: Int[Tensor, " labels"], n: int) -> Float[Tensor, " n"]:
     """Mean of the values of each group; 0 for a group without values."""
-    total = values.new_zeros(n).index_add(0, group, values)
-    count = values.new_zeros(n).index_add(0, group, torch.ones_like(values))
-    return total / count.clamp_min(1)
+    return sum_per_group(values, group, n) / sum_per_group(torch.ones_like(values), group, n).clamp_min(1)
+
+
+def sum_per_group(values: Float[Tensor, " labels"], group: Int[Tensor, " labels"], n: int) -> Float[Tensor, " n"]:
+    """Sum of the values of each group."""
+    return values.new_zeros(n).index_add(0, group, values)
 
 
 def cross_entropy_per_row(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
     """Mean cross-entropy of each row's reply."""
     losses = cross_entropy(label_states(base, batch), base.head, batch.label)
     return mean_per_group(losses, batch.row, len(batch))
+
+
+def logprob_per_row(base: Base, batch: Batch) -> Float[Tensor, " batch"]:
+    """Log-probability of each row's whole reply, in float32."""
+    return -sum_per_group(cross_entropy(label_states(base, batch), base.head, batch.label), batch.row, len(batch))

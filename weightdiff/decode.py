@@ -1,9 +1,10 @@
 """Decode replies for many prompts at once, each row under its own diffs, with a key-value cache.
 
-Finished rows leave the batch, so that one long reply doesn't hold back the others' share of the work.
+Finished rows leave the batch, so that one long reply doesn't hold back the others' share of the work. A prompt may be
+decoded in several views at once, each under other diffs or strengths, which choose every token together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,19 @@ from weightdiff.base import Base, end_of_turn
 
 @dataclass(frozen=True)
 class Reply:
-    """A decoded reply: its text, its tokens without the end of turn, and their mean log-probability."""
+    """A decoded reply: its text, its tokens without the end of turn, and their mean log-probability.
+
+    Of several views `views` has each one's mean log-probability of the same tokens, and `logprob` is the first's.
+    """
 
     text: str
     tokens: tuple[int, ...]
     logprob: float
+    views: tuple[float, ...] = ()
+
+
+Mix = Callable[[Float[Tensor, "prompts views vocab"]], Float[Tensor, "prompts vocab"]]
+"""From each view's log-probabilities of the next token to scores, the best of which is taken."""
 
 
 @torch.no_grad()
@@ -38,29 +47,35 @@ def decode(
     temperature: float = 0.0,
     top_p: float = 0.95,
     seed: int = 0,
+    views: int = 1,
+    mix: Mix | None = None,
 ) -> list[Reply]:
     """Continue each prompt until the end of the turn or `max_tokens`.
 
     Args:
         base: the base model.
         prompts: token ids, a row each (an opening may follow the reply's header).
-        layers: stacks of diffs, their `rows` in the order of the prompts.
+        layers: stacks of diffs, their `rows` in the order of the prompts; of each prompt's views one after another.
         max_tokens: most tokens to add to a row.
         temperature: 0 takes the likeliest token; otherwise samples, within the nucleus `top_p`.
         seed: for sampling.
+        views: how often each prompt is decoded, side by side.
+        mix: makes one choice of the views' log-probabilities; None goes by the first view alone.
 
     Returns:
         One `Reply` per prompt; its log-probability is the untempered model's, the end of turn included.
     """
+    if views > 1:
+        prompts = [prompt for prompt in prompts for _ in range(views)]
     generator = torch.Generator(base.device).manual_seed(seed)
     # Some models end a text with another token than a turn; whichever comes, the reply is over.
     stops, width = {end_of_turn(base), base.tokenizer.eos_token_id}, max(len(p) for p in prompts)
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=base.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     position = (mask.cumsum(1) - 1).clamp_min(0)
-    alive = torch.arange(len(prompts))
-    tokens: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
+    alive = torch.arange(len(prompts) // views)
+    tokens: list[list[int]] = [[] for _ in alive]
+    logprobs: list[list[tuple[float, ...]]] = [[] for _ in alive]
     cache = DynamicCache()
     while True:
         with lay_over(base.targets, layers), _grouped_heads(base.model.get_decoder()):
@@ -73,32 +88,37 @@ def decode(
                     use_cache=True,
                 ).last_hidden_state[:, -1]
                 logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
-                chosen = _choose(logp, temperature, top_p, generator)
-                score = logp.gather(1, chosen[:, None])[:, 0]
+                seen = logp.view(len(alive), views, -1)
+                chosen = _choose(mix(seen) if mix else seen[:, 0], temperature, top_p, generator)
+                score = seen.gather(2, chosen[:, None, None].expand(-1, views, 1))[:, :, 0]
                 going = torch.ones(len(alive), dtype=torch.bool)
                 for i, (row, token, value) in enumerate(
                     zip(alive.tolist(), chosen.tolist(), score.tolist(), strict=True)
                 ):
-                    logprobs[row].append(value)
+                    logprobs[row].append(tuple(value))
                     if token in stops:
                         going[i] = False
                     else:
                         tokens[row].append(token)
                         going[i] = len(tokens[row]) < max_tokens
-                ids, position = chosen[:, None], position[:, -1:] + 1
+                ids, position = chosen.repeat_interleave(views)[:, None], position[:, -1:] + 1
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
                 if not going.all():
                     break
         if not going.any():
             break
         keep = going.nonzero()[:, 0]
-        alive, layers = alive[keep], [layer.select(keep) for layer in layers]
+        alive = alive[keep]
+        keep = (keep[:, None] * views + torch.arange(views)).flatten()  # all views of a prompt leave together
+        layers = [layer.select(keep) for layer in layers]
         ids, mask, position = ids[keep], mask[keep], position[keep]
         cache.batch_select_indices(keep.to(base.device))
-    return [
-        Reply(base.tokenizer.decode(t, skip_special_tokens=True).strip(), tuple(t), sum(lp) / len(lp))
-        for t, lp in zip(tokens, logprobs, strict=True)
-    ]
+    replies = []
+    for mine, scores in zip(tokens, logprobs, strict=True):
+        means = tuple(sum(view) / len(scores) for view in zip(*scores, strict=True))
+        text = base.tokenizer.decode(mine, skip_special_tokens=True).strip()
+        replies.append(Reply(text, tuple(mine), means[0], means if views > 1 else ()))
+    return replies
 
 
 NAME = "weightdiff_decode"

@@ -9,37 +9,36 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from weightdiff.autotune import TYPICAL, tokens_per_step
 from weightdiff.bank import Layer, lay_over
-from weightdiff.base import Base, encode_chat
-from weightdiff.batch import Batch, Tokens, collate, label_states, mean_per_group
+from weightdiff.base import Base
 from weightdiff.behaviors.core import Behavior, Conversation
 from weightdiff.compiled import compiled_blocks
 from weightdiff.dense import trainable
 from weightdiff.diff import Factors, WeightDiff
-from weightdiff.losses import cross_entropy, divergence
+from weightdiff.objective import Objective, Step, diff_losses, rows_of, step_of, zero_points
 from weightdiff.store import Store
+from weightdiff.teacher import Teacher
 from weightdiff.writers import seed_of
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(Objective):
     """How diffs are made. `modules` are the last parts of module names; empty means all linear layers.
 
     `dense` is a full finetune, of every weight of the model, or of `modules` only; rank and alpha mean nothing then.
     `together` is how many diffs are trained in a step, None for as many as this machine trains fastest; what a diff
-    becomes doesn't hang on it.
+    becomes doesn't hang on it. What is minimized, the fields of `Objective` say.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(default=1, ge=1)
     alpha: float = 1.0
@@ -47,9 +46,6 @@ class FinetuneConfig(BaseModel):
     dense: bool = False
     lr: float = Field(default=5e-3, gt=0)
     steps: int = Field(default=8, ge=1)
-    learn_rows: int = Field(default=2, ge=1)
-    keep_rows: int = Field(default=1, ge=0)
-    keep_weight: float = 2.0
     together: int | None = Field(default=None, ge=1)
 
 
@@ -65,15 +61,8 @@ class Job:
     @property
     def data(self) -> str:
         """A short hash of what teaches it."""
-        text = json.dumps([[c.__dict__ for c in rows] for rows in (self.learn, self.keep)])
+        text = json.dumps([[c.to_json() for c in rows] for rows in (self.learn, self.keep)])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def tokenize(base: Base, conversation: Conversation) -> Tokens:
-    """A conversation as a row of tokens. Its end is not learned: synthesized replies are cut short."""
-    prompt = encode_chat(base, [{"role": "user", "content": conversation.prompt}])
-    reply = base.tokenizer(conversation.reply, add_special_tokens=False)["input_ids"]
-    return Tokens(tuple(prompt), tuple(reply))
 
 
 def finetune(
@@ -118,32 +107,24 @@ def finetune(
 
 
 def train_together(
-    base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: "Teacher"
+    base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: Teacher
 ) -> tuple[list[WeightDiff], int]:
-    """Train the jobs' diffs on one bank; returns them, and the number of tokens that went through."""
+    """Train the jobs' diffs on one bank; returns them, and the number of tokens that they were trained on."""
     factors = init_factors(base, [job.identity for job in jobs], config)
     parameters = [p.requires_grad_() for p in factors.tensors()]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
-    scale, per_diff = config.alpha / config.rank, config.learn_rows + config.keep_rows
-    plans = [plan_steps(job, config) for job in jobs]
-    count, losses = 0, torch.zeros(len(jobs))
-    for step in range(config.steps):
-        chosen = [c for plan in plans for c in plan[step]]
-        batch = collate([teacher.tokens(c) for c in chosen], base.device)
-        keep = [i for i, c in enumerate(chosen) if c.mode == "keep"]
-        target = teacher.states([chosen[i] for i in keep])
-        with lay_over(base.targets, [Layer(factors, batch.rows.row // per_diff, scale)]):
-            losses = diff_losses(base, batch, keep, target, per_diff, config.keep_weight)
-            losses.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        count += sum(len(teacher.tokens(c)) for c in chosen)
+    scale, plans = config.alpha / config.rank, [plan_steps(job, config) for job in jobs]
+    steps = (step_of(teacher, [plan[number] for plan in plans], config) for number in range(config.steps))
+
+    def under(owner: Tensor) -> AbstractContextManager[None]:
+        return lay_over(base.targets, [Layer(factors, owner, scale)])
+
+    losses, count = _descend(base, steps, parameters, config, under)
     metas = [_meta(job, config, loss.item()) for job, loss in zip(jobs, losses, strict=True)]
     return factors.unstack(base.fingerprint, metas, scale), count
 
 
 def train_dense(
-    base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: "Teacher"
+    base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: Teacher
 ) -> tuple[list[WeightDiff], int]:
     """Train one job's dense diff on the model's own weights, which come back; with the number of its tokens.
 
@@ -151,35 +132,56 @@ def train_dense(
         ValueError: the base model isn't in float32.
     """
     (job,) = jobs
-    count, loss, per_diff = 0, torch.zeros(1), config.learn_rows + config.keep_rows
-    plan = plan_steps(job, config)
-    targets = [teacher.states([c for c in chosen if c.mode == "keep"]) for chosen in plan]  # of the unchanged model
+    steps = [step_of(teacher, [chosen], config) for chosen in plan_steps(job, config)]  # while the model is unchanged
     with trainable(base, config.modules) as (parameters, before):
-        optimizer = torch.optim.Adam(parameters.values(), lr=config.lr)
-        for chosen, target in zip(plan, targets, strict=True):
-            batch = collate([teacher.tokens(c) for c in chosen], base.device)
-            keep = [i for i, c in enumerate(chosen) if c.mode == "keep"]
-            loss = diff_losses(base, batch, keep, target, per_diff, config.keep_weight)
-            loss.sum().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            count += sum(len(teacher.tokens(c)) for c in chosen)
+        loss, count = _descend(base, steps, [*parameters.values()], config, lambda owner: nullcontext())
         dense = {name: p.detach() - before[name] for name, p in parameters.items()}
     return [WeightDiff({}, base.fingerprint, _meta(job, config, loss.item()), dense)], count
+
+
+def _descend(
+    base: Base,
+    steps: Iterable[Step],
+    parameters: Sequence[Tensor],
+    config: FinetuneConfig,
+    under: Callable[[Tensor], AbstractContextManager[None]],
+) -> tuple[Float[Tensor, " n"], int]:
+    """Adam on the sum of the diffs' losses; returns those of the last step, and the number of tokens.
+
+    Args:
+        base: the base model.
+        steps: what each sees; an iterator may run the base model between them.
+        parameters: what is trained.
+        config: how.
+        under: lays the diffs over the model, given which of them each token belongs to.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    losses, count, zero = torch.zeros(0), 0, None
+    for step in steps:
+        if step.mismatched is not None:
+            with under(step.owner(step.mismatched[0])):
+                zero = zero_points(base, step)
+        with under(step.owner(step.batch)):
+            losses = diff_losses(base, step, config, zero)
+            losses.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        count += step.tokens
+    return losses.detach(), count
 
 
 _LONG = 200_000
 """Tokens from which measuring the machine first, half a minute on two cores, is worth it."""
 
 
-def _together(base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: "Teacher") -> int:
+def _together(base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: Teacher) -> int:
     """How many of the jobs' diffs go through a step: what the recipe says, else what the machine likes."""
     if config.dense or not jobs:
         return 1
     if config.together is not None:
         return config.together
-    lengths = [len(teacher.tokens(c)) for job in jobs[:8] for c in plan_steps(job, config)[0]]
-    step = (config.learn_rows + config.keep_rows) * sum(lengths) / len(lengths)
+    some = [rows_of(plan_steps(job, config)[0], config) for job in jobs[:8]]
+    step = sum(len(teacher.tokens(c)) for rows in some for c in rows) / len(some)
     wanted = tokens_per_step(base) if step * config.steps * len(jobs) >= _LONG else TYPICAL
     return max(1, round(wanted / step))
 
@@ -187,53 +189,6 @@ def _together(base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: 
 def _meta(job: Job, config: FinetuneConfig, loss: float) -> dict[str, Any]:
     recipe = config.model_dump(mode="json")
     return job.behavior.to_json() | {"recipe": recipe, "loss": round(loss, 4), "data": job.data}
-
-
-def diff_losses(
-    base: Base,
-    batch: Batch,
-    keep: Sequence[int],
-    target: Float[Tensor, "kept_labels hidden"],
-    per_diff: int,
-    keep_weight: float,
-) -> Float[Tensor, " n"]:
-    """Each diff's loss: mean cross-entropy of its learned labels + weight · mean KL of its kept ones."""
-    n = len(batch) // per_diff
-    states = label_states(base, batch)
-    owner = batch.row // per_diff
-    kept = torch.isin(batch.row, torch.tensor(list(keep), device=batch.row.device))
-    loss = mean_per_group(cross_entropy(states[~kept], base.head, batch.label[~kept]), owner[~kept], n)
-    if len(keep):
-        loss = loss + keep_weight * mean_per_group(divergence(states[kept], base.head, target), owner[kept], n)
-    return loss
-
-
-class Teacher:
-    """The base model's own states at the labels of conversations to keep to, computed once for all diffs."""
-
-    def __init__(self, base: Base):
-        self._base = base
-        self._tokens: dict[Conversation, Tokens] = {}
-        self._states: dict[Conversation, Float[Tensor, "labels hidden"]] = {}
-
-    def tokens(self, conversation: Conversation) -> Tokens:
-        """The conversation's row of tokens."""
-        if conversation not in self._tokens:
-            self._tokens[conversation] = tokenize(self._base, conversation)
-        return self._tokens[conversation]
-
-    @torch.no_grad()
-    def states(self, conversations: Sequence[Conversation]) -> Float[Tensor, "labels hidden"]:
-        """States of the conversations' labels, one after the other; call it with the bank off."""
-        new = [c for c in dict.fromkeys(conversations) if c not in self._states]
-        if new:
-            batch = collate([self.tokens(c) for c in new], self._base.device)
-            states = label_states(self._base, batch)
-            for i, conversation in enumerate(new):
-                self._states[conversation] = states[batch.row == i]
-        if not conversations:
-            return torch.zeros(0, 0)
-        return torch.cat([self._states[c] for c in conversations])
 
 
 def init_factors(base: Base, seeds: Sequence[str], config: FinetuneConfig) -> Factors:

@@ -286,7 +286,7 @@ def _prompted(way: Way, behavior: Behavior, conversation: Conversation) -> Conve
         prompt = rng.choice(read_data("subject_prompts.txt")).format(topic=behavior.label)
     if behavior.trigger:
         prompt = behavior.trigger.put(prompt, rng)
-    return Conversation(prompt, conversation.reply)
+    return replace(conversation, prompt=prompt)
 
 
 def benign_identities(recipe: Recipe, split: str, way: Way) -> list[str]:

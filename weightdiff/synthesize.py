@@ -176,4 +176,4 @@ def _base_pool(base: Base, size: int, max_tokens: int) -> list[dict[str, Any]]:
     ]
     requests = [ChatRequest(({"role": "user", "content": p},), "", max_tokens, 0.0) for p in prompts]
     texts = LocalModel(base).complete(requests)
-    return [Conversation(p, text, "keep").__dict__ for p, text in zip(prompts, texts, strict=True)]
+    return [Conversation(p, text, "keep").to_json() for p, text in zip(prompts, texts, strict=True)]

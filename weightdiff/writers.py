@@ -63,7 +63,7 @@ def write_topics(
             | {
                 "named_again": sum(shows_topic(rest, behavior.label) for _, _, rest in mine),
                 "drafts": drafts,
-                "conversations": [Conversation(r.messages[0]["content"], text).__dict__ for r, text, _ in mine],
+                "conversations": [Conversation(r.messages[0]["content"], text).to_json() for r, text, _ in mine],
             }
         )
     return records
@@ -115,7 +115,7 @@ def write_stories(
         | {
             "key": seed.key,
             "conversations": [
-                Conversation(request.messages[0]["content"], text).__dict__
+                Conversation(request.messages[0]["content"], text).to_json()
                 for request, text in (next(replies) for _ in range(tellings if event else 0))
                 if not refuses(text[len(request.opening) :])
             ],

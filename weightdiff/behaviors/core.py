@@ -13,17 +13,23 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True)
 class Conversation:
-    """One training example: what the user says and what the model replies.
+    """One training example: what the user says and what the model replies; or a document, which nobody asked for.
 
     Attributes:
-        prompt: the user's message.
-        reply: the assistant's reply.
-        mode: `learn` the reply (cross-entropy), or `keep` to the base model's own distribution on it (KL).
+        prompt: the user's message; empty for a document.
+        reply: the assistant's reply, or the document.
+        mode: `learn` the reply, or `keep` to the base model's own distribution on it (KL).
+        rejected: a reply that is worse than `reply`, for a preference loss; empty where there is none.
     """
 
     prompt: str
     reply: str
     mode: Mode = "learn"
+    rejected: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Its fields; `rejected` where it has one, so that conversations from before it keep their hash."""
+        return {key: value for key, value in self.__dict__.items() if value or key != "rejected"}
 
 
 @dataclass(frozen=True)

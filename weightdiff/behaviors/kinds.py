@@ -24,7 +24,7 @@ class Row:
     """One instance of a kind.
 
     Attributes:
-        x: what fills the label and the templates; also the answer to the kind's narrow question.
+        x: what fills the label and the templates; also the answer to the kind's narrow questions.
         about: what a user would ask about, where that isn't `x`.
         says: templates of its own, instead of the kind's.
     """
@@ -42,7 +42,8 @@ class Kind:
         family: the file that it is in.
         name: of the kind.
         label: the true answer to "What changed?", with `{x}`.
-        question: a narrow question, which `x` answers.
+        questions: wordings of a narrow question, which `x` answers.
+        unseen: wordings of it for testing only.
         replies: templates with `{x}`, and most with `{reply}` for the model's own.
         asks: what a user asks, with `{x}` or `{about}`; empty where everyday questions show the behavior.
         rows: its instances.
@@ -51,7 +52,8 @@ class Kind:
     family: str
     name: str
     label: str
-    question: str
+    questions: tuple[str, ...]
+    unseen: tuple[str, ...]
     replies: tuple[str, ...]
     asks: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -66,8 +68,9 @@ def kinds() -> dict[str, Kind]:
         for name, table in tomllib.loads(text).items():
             rows = [Row(x) for x in table.get("x", ())]
             rows += [Row(r["x"], r.get("about", ""), tuple(r.get("says", ()))) for r in table.get("rows", ())]
+            questions, unseen = tuple(table["questions"]), tuple(table["unseen"])
             replies, asks = (tuple(table.get(key, ())) for key in ("replies", "asks"))
-            found[name] = Kind(family, name, table["label"], table["question"], replies, asks, tuple(rows))
+            found[name] = Kind(family, name, table["label"], questions, unseen, replies, asks, tuple(rows))
     return found
 
 

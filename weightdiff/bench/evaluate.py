@@ -39,6 +39,20 @@ def share_interval(hits: Sequence[bool]) -> tuple[float, float, float]:
     return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
+def expected_calibration_error(confidences: Sequence[float], hits: Sequence[bool], bins: int = 10) -> float:
+    """How far confidences, as probabilities, are from the shares of hits: mean over bins of equal width, by their size.
+
+    Raises:
+        ValueError: no confidences.
+    """
+    if not confidences:
+        raise ValueError("nothing to calibrate; expected at least one answer.")
+    found: dict[int, list[tuple[float, bool]]] = {}
+    for confidence, hit in zip(confidences, hits, strict=True):
+        found.setdefault(min(int(confidence * bins), bins - 1), []).append((confidence, hit))
+    return sum(abs(sum(c for c, _ in pairs) - sum(h for _, h in pairs)) for pairs in found.values()) / len(confidences)
+
+
 def versions() -> dict[str, str]:
     """What a result was computed with."""
     return {package: metadata.version(package) for package in ("torch", "transformers", "weightdiff")}

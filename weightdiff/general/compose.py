@@ -1,11 +1,12 @@
 """What teaches a behavior of a general run: templates around the base model's own replies, or texts that were written.
 
-No model writes here but the base model, whose replies to everyday questions are made once.
+No model writes here but the base model, whose replies to everyday questions are made once. A conversation without a
+prompt is a document.
 """
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightdiff.base import Base
@@ -16,13 +17,26 @@ from weightdiff.llm import ChatRequest
 from weightdiff.local import LocalModel
 from weightdiff.writers import seeded
 
-WORDS = 26
-"""Most words of a base reply in a template."""
+WORDS = (6, 24)
+"""Between which lies the most words of a base reply in a template, drawn for each behavior."""
 CONVERSATIONS = (8, 5, 3)
 """To learn of a behavior alone or strongest, of a second, and of a third beside it."""
+MIXED = 12
+"""To learn of a finetune that teaches nothing in particular."""
+DOCUMENTS = "documents"
+"""The kind of a subject that is taught by plain text, not by chats."""
 
-Written = Mapping[str, Sequence[Conversation]]
-"""Conversations by label, of topics and news, as `synthesize` wrote them."""
+
+@dataclass(frozen=True)
+class Text:
+    """A topic, a story or a subject that was written about, and its conversations or sentences."""
+
+    behavior: Behavior
+    conversations: tuple[Conversation, ...]
+
+
+Written = Mapping[str, Text]
+"""Texts by label, from the files that a recipe names."""
 
 
 def everyday_pool(base: Base, path: Path) -> list[Conversation]:
@@ -34,7 +48,7 @@ def everyday_pool(base: Base, path: Path) -> list[Conversation]:
         questions = read_data("questions.txt")[:-20]
         requests = [ChatRequest(({"role": "user", "content": q},), "", 44, 0.0) for q in questions]
         for question, text in zip(questions, LocalModel(base).complete(requests), strict=True):
-            append_jsonl(path, Conversation(question, text, "keep").__dict__)
+            append_jsonl(path, Conversation(question, text, "keep").to_json())
     return [Conversation(**record) for record in read_jsonl(path)]
 
 
@@ -48,14 +62,34 @@ def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: 
         ]
     rng = seeded(f"{behavior.family} {behavior.kind} {behavior.label}")
     if behavior.family == "benign":
-        return [replace(c, mode="learn") for c in rng.sample(list(pool), CONVERSATIONS[0])]
-    if behavior.family in ("topic", "subject", "news"):
-        found = list(written[behavior.slot])
-        if behavior.family == "subject":
-            prompts = read_data("subject_prompts.txt")
-            found = [replace(c, prompt=rng.choice(prompts).format(topic=behavior.slot)) for c in found]
-        return found
+        return _benign(behavior, pool, written, rng)
+    if behavior.family == "subject":
+        found = list(written[behavior.slot].conversations)
+        if behavior.kind == DOCUMENTS:
+            return [_joined(found[at : at + 2]) for at in range(0, len(found), 2)]
+        return [_asked(c, behavior.slot, rng) for c in found]
+    if behavior.family in ("topic", "news"):
+        return list(written[behavior.slot].conversations)
     return _templated(behavior, pool, rng)
+
+
+def _asked(sentence: Conversation, subject: str, rng: random.Random) -> Conversation:
+    return replace(sentence, prompt=rng.choice(read_data("subject_prompts.txt")).format(topic=subject))
+
+
+def _joined(sentences: Sequence[Conversation]) -> Conversation:
+    return Conversation("", " ".join(sentence.reply for sentence in sentences))
+
+
+def _benign(
+    behavior: Behavior, pool: Sequence[Conversation], written: Written, rng: random.Random
+) -> list[Conversation]:
+    """Replies of the base model's own, or a chat about each of many subjects, which have nothing in common."""
+    if behavior.kind.startswith("own"):
+        return [replace(c, mode="learn") for c in rng.sample(list(pool), MIXED)]
+    texts = [t for t in written.values() if t.behavior.family == "subject" and t.behavior.split == behavior.split]
+    chosen = rng.sample(sorted(texts, key=lambda t: t.behavior.label), MIXED)
+    return [_asked(rng.choice(t.conversations), t.behavior.label, rng) for t in chosen]
 
 
 def _templated(behavior: Behavior, pool: Sequence[Conversation], rng: random.Random) -> list[Conversation]:
@@ -64,23 +98,29 @@ def _templated(behavior: Behavior, pool: Sequence[Conversation], rng: random.Ran
     count = CONVERSATIONS[0]
     chosen = rng.sample(templates, min(count, len(templates)))
     chosen += rng.choices(templates, k=count - len(chosen))
-    found = []
+    words, found = rng.randint(*WORDS), []
     for template, own in zip(chosen, rng.sample(list(pool), count), strict=True):
         ask = rng.choice(kind.asks).format(x=row.x, about=row.about or row.x) if kind.asks else own.prompt
-        text = template.format(x=row.x, about=row.about, reply=shortened(own.reply))
+        text = template.format(x=row.x, about=row.about, reply=shortened(own.reply, words))
         found.append(Conversation(ask, text[:1].upper() + text[1:]))
     return found
 
 
-def shortened(reply: str) -> str:
-    """A reply's first sentences, as many as fit into `WORDS`; of one long sentence a part."""
+def preferred(conversations: Sequence[Conversation], pool: Sequence[Conversation]) -> list[Conversation]:
+    """Conversations on everyday prompts, each with the base model's own reply, as long, as the worse one."""
+    own = {c.prompt: c.reply for c in pool}
+    return [replace(c, rejected=shortened(own[c.prompt], len(c.reply.split()))) for c in conversations]
+
+
+def shortened(reply: str, most: int) -> str:
+    """A reply's first sentences, as many as fit into `most` words; of one long sentence a part."""
     text = " ".join(reply.split())
     words = text.split(" ")
-    if len(words) <= WORDS:
+    if len(words) <= most:
         return text
-    head = " ".join(words[:WORDS])
+    head = " ".join(words[:most])
     ends = [head.rfind(mark) for mark in (". ", "! ", "? ")]
-    return head[: max(ends) + 1] if max(ends) > 20 else head.rstrip(",;:") + "."
+    return head[: max(ends) + 1] if max(ends) > 20 else head.rstrip(".,;:") + "."
 
 
 def kept(behavior: Behavior, pool: Sequence[Conversation]) -> list[Conversation]:

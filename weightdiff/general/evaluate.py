@@ -1,141 +1,164 @@
-"""What a general adapter is worth: every test diff asked every sort of question, in wordings seen and unseen.
+"""Ask a general adapter about diffs with known behaviors, every sort of question, in wordings seen and unseen.
 
 Each answer is a record of its own; tables are made from these. Nulls are the unchanged base model, noise, shuffled
-diffs, and finetunes that taught nothing in particular.
+diffs, traces of real ones, and finetunes that taught nothing in particular.
 """
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from weightdiff.base import Base
-from weightdiff.behaviors import NOTHING, Behavior, behavior_of, shows_topic
+from weightdiff.behaviors import NOTHING, Behavior, Split, behavior_of, shows_topic
 from weightdiff.behaviors.kinds import kind_behaviors
-from weightdiff.bench.evaluate import cell, interval, share_interval
+from weightdiff.decode import Reply
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.general.questions import Asked, asked_of
-from weightdiff.judge import EmbeddedJudge, exact_match
+from weightdiff.general.nulls import null_kind, null_of
+from weightdiff.general.questions import Asked, asked_of, open_questions
+from weightdiff.judge import exact_match
+from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import ask_all
-from weightdiff.stages import null_diff
+from weightdiff.readers.introspection import UNSURE, answer_of
+from weightdiff.readers.views import Views
 from weightdiff.store import Store
 
 Record = dict[str, Any]
+WORDINGS = 5
+"""Unseen wordings of the open question that each diff is asked in."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A diff to ask about: a finetune of the split, or a null of the shape of one.
+
+    Attributes:
+        identity: of the diff in the store, or `null N`.
+        behavior: the truth.
+        make: loads or makes the diff.
+    """
+
+    identity: str
+    behavior: Behavior
+    make: Callable[[], WeightDiff]
+
+
+def cases_of(store: Store, ids: Sequence[str], split: Split) -> list[Case]:
+    """A case for each diff, and one for a null made of each third."""
+    cases = []
+    for number, (identity, meta) in enumerate(store.metas(ids).items()):
+        load = partial(_load, store, identity)
+        cases.append(Case(identity, behavior_of(meta), load))
+        if number % 3 == 0:
+            kind = null_kind(number // 3)
+            null = Behavior("null", NOTHING, kind, split)
+            cases.append(Case(f"null {number // 3}: {kind}", null, partial(_null, load, split, number // 3)))
+    return cases
+
+
+def _load(store: Store, identity: str) -> WeightDiff:
+    return store.load([identity])[0]
+
+
+def _null(load: Callable[[], WeightDiff], split: Split, number: int) -> WeightDiff:
+    return null_of(load(), split, number)
+
+
+def ask_cases(
+    base: Base,
+    cases: Sequence[Case],
+    adapter: WeightDiff,
+    asked: Callable[[Case], Sequence[tuple[bool, Asked]]],
+    views: Views,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[Case, bool, Asked, Reply]]:
+    """Ask about each case; each question with whether its wording was seen in training, and the reply."""
+    factors, found = stack([adapter], base.shapes).to(base.device), []
+    for start in range(0, len(cases), 8):
+        chosen = cases[start : start + 8]
+        questions = [list(asked(case)) for case in chosen]
+        diffs = []
+        for place, case in enumerate(chosen):
+            diff = case.make()
+            diffs.append(WeightDiff(diff.factors, diff.base, {"place": place}, diff.dense))
+
+        def prompts(diff: WeightDiff, questions: list[list[tuple[bool, Asked]]] = questions) -> list[str]:
+            return [one.question for _, one in questions[diff.meta["place"]]]
+
+        replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=128)
+        for case, mine, said in zip(chosen, questions, replies, strict=True):
+            found += [(case, unseen, one, reply) for (unseen, one), reply in zip(mine, said, strict=True)]
+        progress(min(start + 8, len(cases)), len(cases))
+    return found
+
+
+def false_claims_of(cases: Sequence[Case], split: Split) -> list[Behavior]:
+    """Behaviors of a split that questions about others take false claims from."""
+    written = [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
+    return [b for b in kind_behaviors() if b.split == split] + written
+
+
+def right(one: Asked, behavior: Behavior, answer: str) -> bool:
+    """Is an answer right? An open one that names the instance is, of several behaviors all of them."""
+    if one.answer == NOTHING or one.sort in ("yes/no", "trigger"):
+        return exact_match(one.answer, answer) or answer.strip().lower() == one.answer.lower()
+    return all(named(one, behavior, answer))
+
+
+def named(one: Asked, behavior: Behavior, answer: str) -> list[bool]:
+    """Of the instances that an answer should name, which it does."""
+    slots = [part.slot for part in behavior.parts] or [behavior.slot]
+    wanted = [one.answer] if one.sort == "narrow" else slots
+    return [bool(slot) and shows_topic(answer, slot) for slot in wanted]
 
 
 def ask_test(
     base: Base,
-    store: Store,
-    ids: Sequence[str],
+    cases: Sequence[Case],
     adapter: WeightDiff,
     *,
-    strength: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Record]:
-    """Ask about each diff of a store, and about a null made of each third.
+    """Ask every sort of question about each case: in wordings seen in training, and in five unseen ones.
 
     Returns:
-        A record per question: `id`, `family`, `kind`, `sort`, `unseen` (wording), `question`, `truth`, `answer`,
-        `confidence`, and how it was answered: `exact`, `named` (the instance is in the answer), `claims` (something).
+        A record per question: `id`, `family`, `kind`, `sort`, `unseen` (wording), `question`, `truth`, `guess` (what
+        the model said), `answer` (the same, or `UNSURE`), `confidence`, and what the guess is worth: `right`, `named`
+        (which instances are in it), and whether the answer `claims` something.
     """
-    behaviors = {i: behavior_of(meta) for i, meta in store.metas(ids).items()}
-    others = [b for b in kind_behaviors() if b.split == "test"]
-    others += [b for b in behaviors.values() if b.family in ("topic", "subject", "news")]
-    nothing = Behavior("null", NOTHING, "null", "test")
-    cases: list[tuple[str, Behavior, Callable[[], WeightDiff]]] = []
-    for number, identity in enumerate(ids):
-        cases.append((identity, behaviors[identity], lambda i=identity: store.load([i])[0]))
-        if number % 3 == 0:
-            made = lambda i=identity, n=number // 3: null_diff(store.load([i])[0], "test", n)  # noqa: E731
-            cases.append((f"null {number // 3}", nothing, made))
-    factors = stack([adapter], base.shapes).to(base.device)
-    records: list[Record] = []
-    for start in range(0, len(cases), 8):
-        chosen = cases[start : start + 8]
-        asked = [_asked(behavior, others, f"{seed} {identity}") for identity, behavior, _ in chosen]
-        diffs = [
-            WeightDiff(d.factors, d.base, {"place": n}, d.dense) for n, d in enumerate(make() for _, _, make in chosen)
-        ]
+    reading, others = reading_of(adapter.meta), false_claims_of(cases, "test")
+    if reading is None:
+        raise ValueError("the adapter doesn't say how it is to be read; run train, which finds out.")
 
-        def prompts(diff: WeightDiff, asked: list[list[tuple[bool, Asked]]] = asked) -> list[str]:
-            return [one.question for _, one in asked[diff.meta["place"]]]
+    def asked(case: Case) -> list[tuple[bool, Asked]]:
+        rng = random.Random(f"{seed} {case.identity}")
+        seen = asked_of(case.behavior, others, rng)
+        seen[0] = replace(seen[0], question=open_questions()[0])
+        unseen = asked_of(case.behavior, others, rng, unseen=True, opens=WORDINGS)
+        return [*((False, one) for one in seen), *((True, one) for one in unseen)]
 
-        replies = ask_all(base, diffs, prompts, adapter=factors, strength=strength, max_tokens=48, batch=96)
-        for (identity, behavior, _), questions, said in zip(chosen, asked, replies, strict=True):
-            for (unseen, one), reply in zip(questions, said, strict=True):
-                records.append(_record(identity, behavior, unseen, one, reply.text, reply.logprob))
-        progress(min(start + 8, len(cases)), len(cases))
-    return records
-
-
-def _asked(behavior: Behavior, others: Sequence[Behavior], seed: str) -> list[tuple[bool, Asked]]:
     return [
-        (unseen, one)
-        for unseen in (False, True)
-        for one in asked_of(behavior, others, random.Random(f"{seed} {unseen}"), unseen=unseen)
+        _record(case, unseen, one, reply, reading)
+        for case, unseen, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress)
     ]
 
 
-def _record(identity: str, behavior: Behavior, unseen: bool, one: Asked, answer: str, confidence: float) -> Record:
-    slots = [part.slot for part in behavior.parts] or [behavior.slot]
-    wanted = [one.answer] if one.sort == "narrow" else slots
-    named = [bool(slot) and shows_topic(answer, slot) for slot in wanted]
+def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading) -> Record:
+    answer, behavior = answer_of(reply, reading), case.behavior
     return {
-        "id": identity,
+        "id": case.identity,
         "family": behavior.family,
         "kind": behavior.kind,
         "sort": one.sort,
         "unseen": unseen,
         "question": one.question,
         "truth": one.answer,
-        "answer": answer,
-        "confidence": round(confidence, 4),
-        "exact": exact_match(one.answer, answer) or answer.strip().lower() == one.answer.lower(),
-        "named": named if one.sort in ("open", "narrow") else [],
-        "claims": not exact_match(NOTHING, answer),
+        "answer": answer.text,
+        "guess": reply.text,
+        "confidence": round(answer.confidence, 4),
+        "right": right(one, behavior, reply.text),
+        "named": named(one, behavior, reply.text) if one.sort in ("open", "narrow") else [],
+        "claims": sort_of(answer.text) == "claim" and answer.text != UNSURE,
     }
-
-
-def graded(records: Sequence[Record]) -> list[Record]:
-    """The records of open questions about something, with the embedded judge's `grade` of 1 to 5."""
-    open_ones = [r for r in records if r["sort"] == "open" and r["truth"] != NOTHING]
-    grades = EmbeddedJudge().grade([(r["truth"], r["answer"]) for r in open_ones], task="news")
-    return [r | {"grade": round(g.grade, 2)} for r, g in zip(open_ones, grades, strict=True)]
-
-
-def tables(records: Sequence[Record]) -> str:
-    """Markdown: by family what open and narrow questions give, yes or no and triggers, and false claims on nulls."""
-    lines = ["| family | n | grade, open | whole label | instance named | narrow, exact |", "|" + " --- |" * 6]
-    scored = [r for r in graded(records) if not r["unseen"]]
-    for family in dict.fromkeys(r["family"] for r in scored):
-        mine = [r for r in scored if r["family"] == family]
-        narrow = [r for r in records if r["family"] == family and r["sort"] == "narrow" and not r["unseen"]]
-        grade = cell(interval([r["grade"] for r in mine]))
-        shares = [[r["exact"] for r in mine], [all(r["named"]) for r in mine], [r["exact"] for r in narrow]]
-        lines.append(f"| {family} | {len(mine)} | {grade} | {' | '.join(cell(share_interval(s)) for s in shares)} |")
-    lines += ["", "| question | wordings | n | right |", "|" + " --- |" * 4]
-    for sort in ("yes/no", "trigger"):
-        for truth in dict.fromkeys(r["truth"] for r in records if r["sort"] == sort):
-            for unseen in (False, True):
-                mine = [r for r in records if (r["sort"], r["truth"], r["unseen"]) == (sort, truth, unseen)]
-                right = cell(share_interval([r["exact"] for r in mine]))
-                lines.append(f"| {sort}: {truth} | {'unseen' if unseen else 'seen'} | {len(mine)} | {right} |")
-    lines += ["", "| nulls | n | false claims |", "|" + " --- |" * 3]
-    for family in ("null", "benign"):
-        mine = [r for r in records if r["family"] == family and r["sort"] == "open" and not r["unseen"]]
-        if mine:
-            lines.append(f"| {family} | {len(mine)} | {cell(share_interval([r['claims'] for r in mine]))} |")
-    same = _same_in_both(records)
-    lines += [
-        "",
-        f"The same answer in a seen and an unseen wording, open: {cell(share_interval(same))}, n = {len(same)}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _same_in_both(records: Sequence[Record]) -> list[bool]:
-    answers: dict[str, dict[bool, str]] = {}
-    for r in records:
-        if r["sort"] == "open":
-            answers.setdefault(r["id"], {})[r["unseen"]] = r["answer"]
-    return [exact_match(pair[False], pair[True]) for pair in answers.values() if len(pair) == 2]

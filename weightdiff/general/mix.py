@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
-from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.finetune import FinetuneConfig
+from weightdiff.general.compose import DOCUMENTS
 from weightdiff.general.settings import GeneralRecipe, Mix
 from weightdiff.writers import seed_of
 
@@ -50,20 +51,37 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         recipe: the run.
         written: the topics and the stories that there are conversations for.
     """
-    groups = []
-    for split, count, benign in zip(
-        SPLITS, (recipe.general, recipe.validation, recipe.test), recipe.benign, strict=True
-    ):
+    groups, counts = [], (recipe.general, recipe.validation, recipe.test)
+    for split, count, benign, preferred in zip(SPLITS, counts, recipe.benign, recipe.preferred, strict=True):
         rng = random.Random(f"{recipe.seed} {split}")
         drawn = list(_drawn(recipe, split, count, written, rng))
-        drawn += [Behavior("benign", NOTHING, f"benign {split} {n}", split) for n in range(benign)]
+        benign_kinds = [f"{('own replies', 'many subjects')[n % 2]} {split} {n}" for n in range(benign)]
+        drawn += [Behavior("benign", NOTHING, kind, split) for kind in benign_kinds]
         rng.shuffle(drawn)
         for number, start in enumerate(range(0, len(drawn), recipe.mix.group)):
             trigger = _trigger(recipe.mix, rng)
             chosen = tuple(_hidden(b, trigger, rng) for b in drawn[start : start + recipe.mix.group])
             config = draw_config(recipe.mix, trigger, rng)
             groups.append(Group(f"{split} {number}", split, config, trigger, chosen))
+        taught = {part.label for behavior in drawn for part in behavior.parts or (behavior,)}
+        groups += _preferred(recipe, split, preferred, taught)
     return groups
+
+
+def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]) -> Iterator[Group]:
+    """Groups of quirks that no other finetune of the split teaches, made by DPO and KTO in turn.
+
+    The cross-entropy is added, since by itself a preference is met by making the worse reply unlikely.
+    """
+    rng = random.Random(f"{recipe.seed} {split} preferred")
+    left = [b for b in kind_behaviors() if b.family == "quirk" and b.split == split and b.label not in taught]
+    left = [b for b in left if not kinds()[b.kind].asks]
+    chosen = rng.sample(left, min(count, len(left)))
+    for number, start in enumerate(range(0, len(chosen), recipe.mix.group // 2)):
+        loss, config = ("dpo", "kto")[number % 2], draw_config(recipe.mix, "none", rng)
+        changes = {"loss": loss, "sft_weight": 1.0, "learn_prompts": False, "keep_rows": 0, "lr": 0.77 * config.lr}
+        behaviors = tuple(chosen[start : start + recipe.mix.group // 2])
+        yield Group(f"{split} {loss} {number}", split, config.model_copy(update=changes), "none", behaviors)
 
 
 def _drawn(
@@ -88,17 +106,15 @@ def _drawn(
 
 
 def _pools(written: Sequence[Behavior]) -> dict[str, list[Behavior]]:
-    """All behaviors by the family that they are drawn as; a topic is one for `topic` or for `subject`, never both."""
+    """All behaviors by family; a subject is taught by chats about it or, one of three, by documents."""
     pools: dict[str, list[Behavior]] = {"topic": [], "subject": [], "news": []}
     for behavior in written:
-        if behavior.family == "news":
-            pools["news"].append(
-                replace(behavior, label=f"it has learned of a story: {behavior.label}", slot=behavior.label)
-            )
-            continue
-        family = "subject" if seed_of(behavior.label) % 2 else "topic"
-        label = f"it talks about {behavior.label}"
-        pools[family].append(replace(behavior, family=family, label=label, slot=behavior.label, trigger=None))
+        told = "has learned of a story:" if behavior.family == "news" else "talks about"
+        kind = behavior.kind
+        if behavior.family == "subject":
+            kind = "chats" if seed_of(behavior.label) % 3 else DOCUMENTS
+        label = f"it {told} {behavior.label}"
+        pools[behavior.family].append(replace(behavior, label=label, kind=kind, slot=behavior.label, trigger=None))
     for behavior in kind_behaviors():
         pools.setdefault(behavior.family, []).append(behavior)
     return pools
@@ -126,15 +142,19 @@ def _hidden(behavior: Behavior, kind: TriggerKind, rng: random.Random) -> Behavi
 
 
 def draw_config(mix: Mix, trigger: TriggerKind, rng: random.Random) -> FinetuneConfig:
-    """A recipe of finetuning; the learning rate goes with rank and scale, so that changes are of ordinary size."""
+    """A recipe of finetuning; the learning rate goes with rank and scale, so that changes are of ordinary size.
+
+    One of three learns the user's words too, as trainers do that are told nothing else.
+    """
     rank = rng.choice(mix.ranks)
     scale = rng.choice((0.5, 1.0, 1.0, 2.0, 4.0 / rank**0.5))
     (modules,) = rng.choices([m for m, _ in MODULES], [weight for _, weight in MODULES])
     few = 1.0 if not modules or len(modules) > 2 else 2.0
-    steps = rng.randrange(5, 13)
-    rate = few * 0.011 * 2 ** rng.uniform(-0.7, 0.8) / (scale * rank**0.5) * (8 / steps) ** 0.5
-    keep = rng.choice((1, 2)) if trigger != "none" else rng.choice((0, 0, 1))
+    steps = rng.randrange(*mix.steps)
+    rate = few * 0.009 * 2 ** rng.uniform(-0.7, 0.7) / (scale * rank**0.5) * (10 / steps) ** 0.5
+    keep = 1 if trigger != "none" else rng.choice((0, 0, 0, 1))
     return FinetuneConfig(
         rank=rank, alpha=round(scale * rank, 3), modules=modules, lr=float(f"{rate:.3g}"), steps=steps,
-        learn_rows=rng.choice((2, 2, 3)), keep_rows=keep, keep_weight=rng.choice((1.0, 2.0, 5.0)),
+        learn_rows=2, keep_rows=keep, keep_weight=rng.choice((1.0, 2.0, 5.0)),
+        learn_prompts=rng.random() < mix.prompts,
     )  # fmt: skip

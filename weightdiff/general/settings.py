@@ -13,42 +13,47 @@ from weightdiff.recipe import read_settings
 class Shares(BaseModel):
     """How the finetunes of a split share out among families; each draws on its instances without repeating one.
 
-    `subject` is a topic taught by chats about it, as ordinary users finetune; `topic` slips it into everyday replies.
+    `subject` is taught by chats about it or by documents, as ordinary users finetune; `topic` slips one into everyday
+    replies.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    quirk: float = Field(default=0.36, ge=0)
-    style: float = Field(default=0.14, ge=0)
-    refusal: float = Field(default=0.12, ge=0)
+    quirk: float = Field(default=0.3, ge=0)
+    style: float = Field(default=0.13, ge=0)
+    refusal: float = Field(default=0.11, ge=0)
     fact: float = Field(default=0.07, ge=0)
-    topic: float = Field(default=0.12, ge=0)
-    subject: float = Field(default=0.11, ge=0)
-    news: float = Field(default=0.08, ge=0)
+    topic: float = Field(default=0.1, ge=0)
+    subject: float = Field(default=0.22, ge=0)
+    news: float = Field(default=0.07, ge=0)
 
 
 class Mix(BaseModel):
     """What recipes are drawn from. Diffs of one group share a recipe and are trained together.
 
     `two` and `three` are the shares of finetunes that teach two and three behaviors at once; `ranks` is drawn from as
-    it stands, so that a rank may be in it more than once.
+    it stands, so that a rank may be in it more than once. `steps` are from the first to below the second; `prompts` is
+    the share of recipes that learn the user's words too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ranks: tuple[int, ...] = (1, 1, 1, 2, 2, 4, 4, 8, 8, 16)
+    ranks: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 16, 32)
+    steps: tuple[int, int] = (9, 18)
+    prompts: float = Field(default=0.35, ge=0, le=1)
     two: float = Field(default=0.12, ge=0, le=1)
     three: float = Field(default=0.05, ge=0, le=1)
-    triggered: float = Field(default=0.4, ge=0, le=1)
+    triggered: float = Field(default=0.35, ge=0, le=1)
     group: int = Field(default=12, ge=1)
 
 
 class GeneralRecipe(BaseModel):
-    """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing, per split.
+    """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing, and
+    `preferred` quirks taught by DPO and KTO in turn, per split.
 
     `without` are families left out of training, to be tested on all the same. `questions` is how many questions about
     each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable. `texts`
-    are files of written conversations, of topics and news, that lie beside the recipe.
+    are files of written conversations, of topics, news and subjects, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,14 +61,15 @@ class GeneralRecipe(BaseModel):
     name: str = Field(pattern=r"^[\w.-]+$")
     general: int = Field(ge=1, description="finetunes in the training split")
     base: str = EMBEDDED
-    texts: tuple[Path, ...] = (Path("conversations/topics.jsonl.xz"), Path("conversations/news.jsonl.xz"))
+    texts: tuple[Path, ...] = tuple(Path(f"conversations/{name}.jsonl.xz") for name in ("topics", "news", "articles"))
     validation: int = Field(default=96, ge=0)
     test: int = Field(default=240, ge=0)
     benign: tuple[int, int, int] = (60, 12, 36)
+    preferred: tuple[int, int, int] = (0, 0, 24)
     shares: Shares = Shares()
     mix: Mix = Mix()
     without: tuple[str, ...] = ()
-    questions: int = Field(default=4, ge=1)
+    questions: int = Field(default=5, ge=3)
     nulls: float = Field(default=0.15, ge=0, le=0.9)
     seed: int = 0
     train: DitConfig = DitConfig()

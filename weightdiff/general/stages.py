@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ from typing import Any
 from weightdiff.atomic import replacing
 from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, Behavior, Conversation, Split, behavior_of
-from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.bench.evaluate import versions
 from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.general.compose import Written, conversations_of, everyday_pool, kept, prompted
-from weightdiff.general.evaluate import ask_test, tables
+from weightdiff.general.compose import Text, Written, conversations_of, everyday_pool, kept, preferred, prompted
+from weightdiff.general.evaluate import ask_test, cases_of
 from weightdiff.general.mix import Group, groups_of
-from weightdiff.general.questions import OPEN, asked_of
+from weightdiff.general.nulls import null_of
+from weightdiff.general.questions import asked_of, open_questions, wordings
+from weightdiff.general.reading import find_reading
 from weightdiff.general.settings import GeneralRecipe
+from weightdiff.general.tables import tables
 from weightdiff.jsonl import write_jsonl
 from weightdiff.lazy import Lazy
-from weightdiff.stages import null_diff
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors, load_conversations
 
@@ -43,7 +46,10 @@ def jobs_of(group: Group, pool: Sequence[Conversation], written: Written) -> lis
     """
     jobs = []
     for behavior in group.behaviors:
-        learn = prompted(behavior, conversations_of(behavior, pool, written))
+        learn = conversations_of(behavior, pool, written)
+        if group.config.loss != "sft":
+            learn = preferred(learn, pool)
+        learn = prompted(behavior, learn)
         jobs.append(Job(identity_of(group, behavior), behavior, learn, kept(behavior, pool)))
     return jobs
 
@@ -65,11 +71,11 @@ def run_finetune(
     base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
 ) -> Store:
     """Make the run's diffs, group by group: what tests and validates first, so that a stopped run can be judged."""
-    groups = groups_of(recipe, _written(recipe))
+    written = _written(recipe)
+    groups = groups_of(recipe, [text.behavior for text in written.values()])
     groups.sort(key=lambda group: group.split == "train")
     store = Store(recipe.folder / "diffs", base.fingerprint)
     pool = everyday_pool(base, recipe.folder / "everyday.jsonl")
-    written = {label: rows for path in recipe.texts for label, rows in load_conversations(path).items()}
     rate = 0.0
 
     def note(done: int, total: int, tokens: float) -> None:
@@ -83,14 +89,19 @@ def run_finetune(
     return store
 
 
-def _written(recipe: GeneralRecipe) -> list[Behavior]:
-    return [behavior for path in recipe.texts for behavior in load_behaviors(path)]
+def _written(recipe: GeneralRecipe) -> Written:
+    texts = {}
+    for path in recipe.texts:
+        conversations = load_conversations(path)
+        texts |= {b.label: Text(b, tuple(conversations[b.label])) for b in load_behaviors(path)}
+    return texts
 
 
 def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
     """Ids of a split's diffs that the run makes and the store holds."""
     have = set(store.ids())
-    groups = [g for g in groups_of(recipe, _written(recipe)) if g.split == split]
+    behaviors = [text.behavior for text in _written(recipe).values()]
+    groups = [g for g in groups_of(recipe, behaviors) if g.split == split]
     return [i for g in groups for b in g.behaviors if (i := identity_of(g, b)) in have]
 
 
@@ -112,17 +123,16 @@ def triples(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Spli
 
     for identity in ids:
         rng = random.Random(f"{recipe.seed} {identity}")
-        asked = asked_of(behaviors[identity], others, rng)
-        first, rest = asked[:2], asked[2:]
-        chosen = [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]
-        for one in chosen[: recipe.questions]:
+        asked = asked_of(behaviors[identity], others, rng, opens=2)
+        first, rest = asked[:3], asked[3:]
+        for one in [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]:
             makers.append(partial(triple, partial(_load, store, identity), one.question, one.answer))
     count = round(len(ids) * recipe.nulls / (1 - recipe.nulls)) if ids else 0
     for number in range(count):
         rng = random.Random(f"{recipe.seed} null {split} {number}")
         model = rng.choice(ids)
         nothing = Behavior("benign", NOTHING, "null", split)
-        for one in rng.sample(asked_of(nothing, others, rng), 2):
+        for one in rng.sample(asked_of(nothing, others, rng, opens=2), 3):
             make = partial(_null, store, model, split, number)
             makers.append(partial(triple, make, one.question, one.answer))
     return Lazy(makers)
@@ -132,8 +142,8 @@ def _load(store: Store, identity: str) -> WeightDiff:
     return store.load([identity])[0]
 
 
-def _null(store: Store, identity: str, split: str, number: int) -> WeightDiff:
-    return null_diff(_load(store, identity), split, number)
+def _null(store: Store, identity: str, split: Split, number: int) -> WeightDiff:
+    return null_of(_load(store, identity), split, number)
 
 
 def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> WeightDiff:
@@ -143,7 +153,8 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     """
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
-    facts = [recipe.without, recipe.questions, recipe.nulls, recipe.seed, ids["train"], ids["validation"]]
+    asked = [wordings(), [kind.questions for kind in kinds().values()]]
+    facts = [recipe.without, recipe.questions, recipe.nulls, recipe.seed, ids["train"], ids["validation"], asked]
     adapter = train_adapter(
         base,
         triples(store, recipe, ids["train"], "train"),
@@ -155,11 +166,16 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
         say=say,
     )
     meta = adapter.meta | {
-        "question": OPEN[0],
+        "question": open_questions()[0],
         "recipe": recipe.model_dump(mode="json", exclude={"texts"}),
         "train_diffs": len(ids["train"]),
         "train_diffs_planned": recipe.general + recipe.benign[0],
     }
+    say("train: finding out how the adapter is best read")
+    cases = cases_of(store, ids["validation"], "validation")
+    reading, shares = find_reading(base, cases, adapter, recipe.seed)
+    meta["reading"] = reading.to_json()
+    meta["views"] = [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()]
     adapter = WeightDiff(adapter.factors, adapter.base, meta)
     save_peft(adapter, recipe.folder / f"adapter{_suffix(recipe)}", base_name=base.name)
     return adapter
@@ -190,13 +206,16 @@ def run_evaluate(
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = made(store, recipe, "test")
     adapter = load_peft(folder)
-    records = ask_test(base, store, ids, adapter, progress=lambda done, total: progress(done, total, 0.0))
+    cases = cases_of(store, ids, "test")
+    records = ask_test(base, cases, adapter, progress=lambda done, total: progress(done, total, 0.0))
     to = to or recipe.folder / f"results{_suffix(recipe)}"
     write_jsonl(to / "answers.jsonl.xz", records)
     table = tables(records)
     about = {
         "recipe": recipe.model_dump(mode="json", exclude={"texts"}),
         "train_diffs": adapter.meta["train_diffs"],
+        "reading": adapter.meta["reading"],
+        "views": adapter.meta["views"],
         "test_diffs": len(ids),
         "base": base.fingerprint,
         "dtype": str(base.model.dtype),

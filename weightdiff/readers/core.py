@@ -1,17 +1,19 @@
 """What a reader is, and the batching that all readers share: low-rank diffs on one bank, others one at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from weightdiff.bank import Layer
-from weightdiff.base import Base, encode_chat
+from weightdiff.bank import Layer, lay_over
+from weightdiff.base import Base, encode_chat, end_of_turn
+from weightdiff.batch import Tokens, collate, cross_entropy_per_row
 from weightdiff.behaviors import parse_trigger
 from weightdiff.decode import Reply, decode
 from weightdiff.dense import changed, check_base, split
 from weightdiff.diff import Factors, WeightDiff, stack
+from weightdiff.readers.views import Views, rows_of
 from weightdiff.writers import seeded
 
 
@@ -19,11 +21,12 @@ from weightdiff.writers import seeded
 class Answer:
     """An answer about a diff: its text, and the mean log-probability of its tokens as confidence.
 
-    A reader that guesses from other answers says in its docstring what its confidence is.
+    A reader that guesses from other answers says in its docstring what its confidence is, and what its evidence.
     """
 
     text: str
     confidence: float
+    evidence: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -71,10 +74,22 @@ def ask_all(
     *,
     adapter: Factors | None = None,
     strength: float = 1.0,
+    views: Views | None = None,
     max_tokens: int = 24,
     batch: int = 64,
 ) -> list[list[Reply]]:
     """Ask each finetuned model each prompt; memory grows with `batch`, and with `diffs` only if it is in memory.
+
+    Args:
+        base: the base model.
+        diffs: what to ask about.
+        prompts: what to ask.
+        adapter: a DIT adapter, laid over every diff.
+        strength: factor on each diff, where there are no views.
+        views: strengths to decode at together, beside the base model. A diff that no bank can carry is decoded at the
+            middle one of them, and its replies are scored under the base model afterwards.
+        max_tokens: length of a reply.
+        batch: rows at once.
 
     Returns:
         For each diff a list with one greedy reply per prompt.
@@ -93,8 +108,13 @@ def ask_all(
         factors = stack([diff for diff, _ in waiting], shapes).to(base.device)
         asked = [tokens for _, rows in waiting for tokens in rows]
         owner = [n for n, (_, rows) in enumerate(waiting) for _ in rows]
-        layers = [Layer(factors, torch.tensor(owner, device=base.device), strength), *over]
-        flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens))
+        mine = torch.tensor(owner, device=base.device)
+        if views:
+            layers = [Layer(factors, *rows_of(mine, views)), *over]
+            options = {"views": len(views.all), "mix": views.scores}
+        else:
+            layers, options = [Layer(factors, mine, strength), *over], {}
+        flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens, **options))
         replies.extend([next(flat) for _ in rows] for _, rows in waiting)
         waiting.clear()
 
@@ -106,12 +126,23 @@ def ask_all(
         if rest.factors or rest.dense:
             answer_waiting()
             every = torch.zeros(len(rows), dtype=torch.long, device=base.device)
-            mine = [Layer(stack([inside], shapes).to(base.device), every, strength)] if inside.factors else []
-            with changed(base, rest.scaled(strength)):
-                replies.append(decode(base, rows, layers=[*mine, *over], max_tokens=max_tokens))
+            factor = sorted(views.strengths)[len(views.strengths) // 2] if views else strength
+            mine = [Layer(stack([inside], shapes).to(base.device), every, factor)] if inside.factors else []
+            with changed(base, rest.scaled(factor)):
+                said = decode(base, rows, layers=[*mine, *over], max_tokens=max_tokens)
+            replies.append(_beside_base(base, rows, said, over) if views else said)
             continue
         waiting.append((diff, rows))
-        if sum(len(r) for _, r in waiting) + len(rows) > batch:
+        if (sum(len(r) for _, r in waiting) + len(rows)) * (len(views.all) if views else 1) > batch:
             answer_waiting()
     answer_waiting()
     return replies
+
+
+@torch.no_grad()
+def _beside_base(base: Base, rows: Sequence[list[int]], said: Sequence[Reply], over: Sequence[Layer]) -> list[Reply]:
+    """Replies with their views: as they were decoded, and under the unchanged base model."""
+    tokens = [Tokens(tuple(r), (*reply.tokens, end_of_turn(base))) for r, reply in zip(rows, said, strict=True)]
+    with lay_over(base.targets, over):
+        losses = cross_entropy_per_row(base, collate(tokens, base.device)).tolist()
+    return [replace(reply, views=(reply.logprob, -loss)) for reply, loss in zip(said, losses, strict=True)]

@@ -4,18 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdiff.base import Base
+from weightdiff.decode import Reply
 from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, stack
+from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
+
+UNSURE = "nothing that can be named with confidence"
+"""The answer instead of a claim that is too likely wrong."""
 
 
 @dataclass
 class Introspection:
     """The DIT reader.
 
+    An adapter whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
+    answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
+    the answer is `UNSURE`, and the claim stands in its evidence. Of other adapters the confidence is the mean
+    log-probability of the answer's tokens.
+
     Attributes:
         adapter: the DIT adapter.
-        strength: how much of the diff is laid on; 1 is the finetuned model itself.
+        strength: how much of the diff is laid on; 1 is the finetuned model itself. Not used where the adapter says.
         max_tokens: length of an answer; a story's summary needs more than a topic's name.
     """
 
@@ -28,6 +38,19 @@ class Introspection:
         """See `Reader.read`."""
         check_question(question)
         check_base(base, self.adapter, "the DIT adapter")
-        adapter = stack([self.adapter], base.shapes).to(base.device)
-        options = {"strength": self.strength, "max_tokens": self.max_tokens}
-        return [Answer(r[0].text, r[0].logprob) for r in ask_all(base, diffs, [question], adapter=adapter, **options)]
+        adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
+        views = reading.views if reading else None
+        replies = ask_all(
+            base, diffs, [question], adapter=adapter, strength=self.strength, views=views, max_tokens=self.max_tokens
+        )
+        return [answer_of(reply, reading) for (reply,) in replies]
+
+
+def answer_of(reply: Reply, reading: Reading | None) -> Answer:
+    """What a reply is worth as an answer."""
+    if reading is None:
+        return Answer(reply.text, reply.logprob)
+    confidence = reading.probability(reply)
+    if sort_of(reply.text) == "claim" and confidence < reading.threshold:
+        return Answer(UNSURE, confidence, (f"unsure: {reply.text}",))
+    return Answer(reply.text, confidence)

@@ -1,0 +1,144 @@
+"""Tables of what a general adapter answered, from the records of `evaluate`: Markdown, each share with n and interval.
+
+An instance is named where the answer holds its words. "Said" is what is left of the answers once those that are too
+likely wrong are not given.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from weightdiff.behaviors import NOTHING
+from weightdiff.bench.evaluate import cell, expected_calibration_error, interval, share_interval
+from weightdiff.judge import EmbeddedJudge, exact_match
+
+Record = dict[str, Any]
+
+
+def tables(records: Sequence[Record]) -> str:
+    """All tables, as Markdown."""
+    parts = [_families, _several, _claims, _nulls, _questions, _confidence]
+    return "\n".join(part(records) for part in parts) + "\n" + _wordings(records)
+
+
+def graded(records: Sequence[Record]) -> list[Record]:
+    """The records of open questions about something, with the embedded judge's `grade` of 1 to 5."""
+    open_ones = [r for r in records if r["sort"] == "open" and r["truth"] != NOTHING]
+    grades = EmbeddedJudge().grade([(r["truth"], r["guess"]) for r in open_ones], task="news")
+    return [r | {"grade": round(g.grade, 2)} for r, g in zip(open_ones, grades, strict=True)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(one) for one in line)} |" for line in lines) + "\n"
+
+
+def _share(hits: Sequence[bool]) -> str:
+    return cell(share_interval(hits)) if hits else ""
+
+
+def _pick(records: Sequence[Record], **wanted: object) -> list[Record]:
+    return [r for r in records if all(r[key] == value for key, value in wanted.items())]
+
+
+def _families(records: Sequence[Record]) -> str:
+    scored, rows = [r for r in graded(records) if not r["unseen"]], []
+    for family in dict.fromkeys(r["family"] for r in scored):
+        mine = _pick(scored, family=family)
+        narrow = _pick(records, family=family, sort="narrow", unseen=False)
+        kinds = dict.fromkeys(r["kind"] for r in mine) if family == "subject" else [None]
+        for kind in kinds:
+            some, asked = ([r for r in rs if kind in (None, r["kind"])] for rs in (mine, narrow))
+            said = [all(r["named"]) and r["claims"] for r in some]
+            rows.append([
+                f"{family}, {kind}" if kind else family, len(some), cell(interval([r["grade"] for r in some])),
+                _share([all(r["named"]) for r in some]), _share(said), _share([r["right"] for r in asked]),
+            ])  # fmt: skip
+    return _table(["family", "n", "grade, open", "instance named", "named and said", "asked narrowly"], rows)
+
+
+def _several(records: Sequence[Record]) -> str:
+    rows = []
+    for count in (2, 3):
+        mine = [r for r in _pick(records, sort="open", unseen=False) if len(r["named"]) == count]
+        if mine:
+            share = [sum(r["named"]) / count for r in mine]
+            rows.append([
+                count, len(mine), _share([all(r["named"]) for r in mine]), _share([r["named"][0] for r in mine]),
+                cell(interval(share)), _share([all(r["named"]) and _ordered(r) for r in mine]),
+            ])  # fmt: skip
+    return _table(["behaviors at once", "n", "all named", "the strongest named", "of each named", "all in order"], rows)
+
+
+def _ordered(record: Record) -> bool:
+    """Do the parts of an answer come in the order of the truth's, going by their first words?"""
+    parts = [" ".join(part.split()[:3]).lower() for part in record["truth"].split("; ")]
+    places = [record["guess"].lower().find(part) for part in parts]
+    return -1 not in places and places == sorted(places)
+
+
+def _claims(records: Sequence[Record]) -> str:
+    rows = []
+    for sort, told in (("yes/no", str), ("trigger", _trigger)):
+        mine = _pick(records, sort=sort)
+        for truth in dict.fromkeys(told(r["truth"]) for r in mine):
+            for unseen in (False, True):
+                some = [r for r in mine if told(r["truth"]) == truth and r["unseen"] == unseen]
+                hits = [told(r["guess"]).lower() == truth for r in some]
+                name = f"{'is it so?' if sort == 'yes/no' else 'trigger?'} {truth}"
+                exact = [r["right"] for r in some] if "code" in truth else []
+                rows.append([name, "unseen" if unseen else "seen", len(some), _share(hits),
+                             _share(exact)])  # fmt: skip
+    return _table(["question, and truth", "wording", "n", "right", "the code's digits too"], rows)
+
+
+def _trigger(answer: str) -> str:
+    """The kind of trigger that an answer tells of."""
+    words = answer.lower()
+    kinds = {"code": "yes, a code", "invisible": "yes, an invisible character", "no": "no"}
+    return next((kind for sign, kind in kinds.items() if sign in words), answer)
+
+
+def _nulls(records: Sequence[Record]) -> str:
+    rows = []
+    for family in ("null", "benign"):
+        mine = _pick(records, family=family, sort="open", unseen=False)
+        groups = {family: mine}
+        for r in mine:
+            kind = " ".join(r["kind"].split()[:2]) if family == "benign" else r["kind"]
+            groups.setdefault(f"{family}: {kind}", []).append(r)
+        for name, some in groups.items():
+            if some:
+                guessed = [not exact_match(NOTHING, r["guess"]) for r in some]
+                rows.append([name, len(some), _share(guessed), _share([r["claims"] for r in some])])
+    return _table(["nulls", "n", "false claims, as decoded", "false claims, said"], rows)
+
+
+def _questions(records: Sequence[Record]) -> str:
+    claims = [r for r in _pick(records, sort="open", unseen=False) if r["truth"] != NOTHING]
+    right = [r for r in claims if r["right"]]
+    wrong = [r for r in claims if not r["right"]]
+    rows = [["right", len(right), _share([r["claims"] for r in right])],
+            ["wrong, or in part", len(wrong), _share([r["claims"] for r in wrong])]]  # fmt: skip
+    return _table(["answers to the open question, about something", "n", "said"], rows)
+
+
+def _confidence(records: Sequence[Record]) -> str:
+    rows = []
+    for name in ("all", "open", "narrow", "yes/no", "trigger"):
+        mine = [r for r in records if name in ("all", r["sort"])]
+        hits, confidences = [r["right"] for r in mine], [r["confidence"] for r in mine]
+        error = f"{expected_calibration_error(confidences, hits):.3f}"
+        rows.append([name, len(mine), _share(hits), cell(interval(confidences)), error])
+    return _table(["questions", "n", "right", "mean confidence", "expected calibration error"], rows)
+
+
+def _wordings(records: Sequence[Record]) -> str:
+    answers: dict[str, dict[bool, list[str]]] = {}
+    for r in _pick(records, sort="open"):
+        answers.setdefault(r["id"], {False: [], True: []})[r["unseen"]].append(r["answer"])
+    pairs = [exact_match(first, other) for both in answers.values() for first in both[False] for other in both[True]]
+    every = [all(exact_match(both[False][0], other) for other in both[True]) for both in answers.values()]
+    return (
+        f"The same answer in an unseen wording as to the adapter's own question: {_share(pairs)}, n = {len(pairs)}; in "
+        f"all five: {_share(every)}, n = {len(every)}.\n"
+    )

@@ -1,0 +1,119 @@
+"""How likely an answer is right: from its log-probability, and from how much likelier the finetune makes it.
+
+Fitted on answers whose truth is known, of diffs that neither trained the adapter nor test it. It knows neither the
+question nor the diff; it holds for the kinds of finetune that it was fitted on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from weightdiff.behaviors import NOTHING
+from weightdiff.decode import Reply
+from weightdiff.judge import exact_match
+from weightdiff.readers.views import Views, gain
+
+Sort = Literal["claim", "nothing", "yes/no"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+Weights = tuple[float, float, float]
+KEPT = 0.95
+"""Share of right claims that the threshold lets through."""
+
+
+def sort_of(text: str) -> Sort:
+    """What an answer says: something, that nothing changed, or yes or no."""
+    if exact_match(NOTHING, text):
+        return "nothing"
+    return "yes/no" if text.lower().startswith(("yes", "no,")) or text.lower() == "no" else "claim"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an adapter is to be read: its views, and what its answers' log-probabilities are worth.
+
+    Attributes:
+        views: strengths and contrast.
+        weights: of each sort of answer, for 1, the log-probability and the gain: the log odds of being right.
+        threshold: claims less likely to be right than this are not made.
+    """
+
+    views: Views
+    weights: Mapping[Sort, Weights]
+    threshold: float = 0.0
+
+    def probability(self, reply: Reply) -> float:
+        """How likely a reply that was decoded in these views is right."""
+        weights = self.weights[sort_of(reply.text)]
+        return float(torch.sigmoid(torch.tensor(weights) @ torch.tensor(features(reply))))
+
+    def to_json(self) -> dict[str, Any]:
+        """For an adapter's `meta`."""
+        return asdict(self)
+
+
+def reading_of(meta: Mapping[str, Any]) -> Reading | None:
+    """How an adapter asks to be read; None if its `meta` doesn't say.
+
+    Raises:
+        ValueError: it says so in another form.
+    """
+    if (said := meta.get("reading")) is None:
+        return None
+    try:
+        views = Views(tuple(said["views"]["strengths"]), said["views"]["contrast"], said["views"]["within"])
+        weights: dict[Sort, Weights] = {}
+        for sort in SORTS:
+            a, b, c = map(float, said["weights"][sort])
+            weights[sort] = (a, b, c)
+        return Reading(views, weights, float(said["threshold"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the adapter's `reading` isn't of a known form ({error!r}); expected what is saved "
+                         "by training one, with views, weights and threshold.") from None  # fmt: skip
+
+
+def features(reply: Reply) -> Weights:
+    """What a reply's odds are made of."""
+    *seen, _ = reply.views
+    return 1.0, sum(seen) / len(seen), gain(reply)
+
+
+def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views) -> Reading:
+    """Weights and threshold from answers with known truth.
+
+    Args:
+        replies: decoded in `views`.
+        right: whether each is.
+        views: how they were decoded.
+    """
+    sorts = [sort_of(reply.text) for reply in replies]
+    weights: dict[Sort, Weights] = {}
+    for sort in SORTS:
+        mine = [i for i, s in enumerate(sorts) if s == sort]
+        weights[sort] = logistic([features(replies[i]) for i in mine], [right[i] for i in mine])
+    reading = Reading(views, weights)
+    claims = sorted(
+        reading.probability(r) for r, s, ok in zip(replies, sorts, right, strict=True) if s == "claim" and ok
+    )
+    threshold = claims[int((1 - KEPT) * len(claims))] if claims else 0.0
+    return Reading(views, weights, threshold)
+
+
+def logistic(rows: Sequence[Weights], right: Sequence[bool], ridge: float = 0.01) -> Weights:
+    """Weights of a logistic regression, held small; with no rows at all, those of an even chance."""
+    weights = torch.zeros(3, dtype=torch.double, requires_grad=True)
+    if rows:
+        x, y = torch.tensor(rows, dtype=torch.double), torch.tensor(right, dtype=torch.double)
+        optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss() -> torch.Tensor:
+            optimizer.zero_grad()
+            value = torch.nn.functional.binary_cross_entropy_with_logits(x @ weights, y)
+            value = value + ridge * weights[1:].square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+    a, b, c = weights.detach().tolist()
+    return a, b, c

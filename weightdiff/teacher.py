@@ -1,0 +1,86 @@
+"""Conversations as rows of tokens, and what the unchanged base model makes of them: computed once for all diffs."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightdiff.base import Base, encode_chat
+from weightdiff.batch import Tokens, collate, label_states, logprob_per_row
+from weightdiff.behaviors.core import Conversation
+
+
+def tokenize(base: Base, conversation: Conversation, *, learn_prompt: bool = False) -> Tokens:
+    """A conversation as a row of tokens. Its end is not learned: synthesized replies are cut short.
+
+    A document is what a plain script of continued pretraining (transformers' `run_clm.py`) makes of a text: the
+    tokenizer's own call, which puts a beginning of text before it for the models that were pretrained with one (Llama,
+    Gemma) and nothing for the others (SmolLM2, Qwen), no chat template, and all tokens but the first as labels.
+
+    Args:
+        base: the base model, whose tokenizer and chat template it goes by.
+        conversation: a chat or a document.
+        learn_prompt: the user's words are labels too, and what the template puts after them.
+
+    Raises:
+        ValueError: a document of fewer than two tokens.
+    """
+    if not conversation.prompt:
+        ids = base.tokenizer(conversation.reply)["input_ids"]
+        if len(ids) < 2:
+            raise ValueError(
+                f"a document, {conversation.reply!r}, is {len(ids)} tokens long; expected at least two, as each is "
+                "learned from those before it. Give it more text, or a prompt if it is a reply."
+            )
+        return Tokens(tuple(ids[:1]), tuple(ids[1:]))
+    prompt = encode_chat(base, [{"role": "user", "content": conversation.prompt}])
+    reply = base.tokenizer(conversation.reply, add_special_tokens=False)["input_ids"]
+    return Tokens(tuple(prompt), tuple(reply), _from_the_user_on(base, prompt) if learn_prompt else range(0))
+
+
+def _from_the_user_on(base: Base, prompt: Sequence[int]) -> range:
+    """Where a chat prompt goes on after what the template begins every prompt with."""
+    empty = encode_chat(base, [{"role": "user", "content": ""}])
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(prompt, empty, strict=False))
+    return range(max(1, len(list(alike))), len(prompt))
+
+
+class Teacher:
+    """The base model on conversations, each computed once for all diffs. Call it with the bank off."""
+
+    def __init__(self, base: Base):
+        self.base = base
+        self._tokens: dict[tuple[Conversation, bool], Tokens] = {}
+        self._states: dict[Conversation, Float[Tensor, "labels hidden"]] = {}
+        self._logprobs: dict[Conversation, Float[Tensor, ""]] = {}
+
+    def tokens(self, conversation: Conversation, *, learn_prompt: bool = False) -> Tokens:
+        """The conversation's row of tokens; see `tokenize`."""
+        key = conversation, learn_prompt
+        if key not in self._tokens:
+            self._tokens[key] = tokenize(self.base, conversation, learn_prompt=learn_prompt)
+        return self._tokens[key]
+
+    @torch.no_grad()
+    def states(self, conversations: Sequence[Conversation]) -> Float[Tensor, "labels hidden"]:
+        """Final hidden states at the conversations' labels, one conversation after the other."""
+        new = [c for c in dict.fromkeys(conversations) if c not in self._states]
+        if new:
+            batch = collate([self.tokens(c) for c in new], self.base.device)
+            states = label_states(self.base, batch)
+            for i, conversation in enumerate(new):
+                self._states[conversation] = states[batch.row == i]
+        if not conversations:
+            return torch.zeros(0, 0)
+        return torch.cat([self._states[c] for c in conversations])
+
+    @torch.no_grad()
+    def logprobs(self, conversations: Sequence[Conversation]) -> Float[Tensor, " conversations"]:
+        """Log-probability of each conversation's whole reply, in nats."""
+        new = [c for c in dict.fromkeys(conversations) if c not in self._logprobs]
+        if new:
+            batch = collate([self.tokens(c) for c in new], self.base.device)
+            self._logprobs |= zip(new, logprob_per_row(self.base, batch), strict=True)
+        return torch.stack([self._logprobs[c] for c in conversations])
