@@ -1,67 +1,100 @@
-"""The check from outside: ordinary finetunes by plain PEFT, on subjects that are in no list of the project.
+"""The check from outside: a DIT adapter is asked about ordinary finetunes, of subjects in no list of the project.
 
+    python -m benchmarks.outside_make                   # first: the finetunes, by plain PEFT and TRL
     python -m benchmarks.outside OUT [--adapter DIR]
 
-Each finetune is an ordinary supervised loop over 8 to 12 short hand-written chats, with ranks 2 to 16, all linear
-layers or q and v only, plain LoRA and rsLoRA, and no trigger. Nothing of the project takes part in making them;
-it only reads the folders that PEFT saved. Answers go to OUT as JSON lines, graded, with the size of each change.
+Each finetune was taught one subject, with a few short chats or documents that were written by hand and no trigger.
+Answers go to OUT as JSON lines; the table counts those that name the subject, and those that a person would accept:
+they name it in its own words or in those of `outside_names.tsv`, are well-formed, and claim nothing else of the
+finetune. The names were written before any answer about the last 32 subjects was read; answers about the first twelve
+were published by then.
 """
 
 import argparse
 import json
-import random
-from collections import defaultdict
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from benchmarks.outside_make import TWELVE, records, subjects
 from weightdiff.ask import ask, shipped_adapter
-from weightdiff.base import Base, cache_dir, load_base
+from weightdiff.base import cache_dir, load_base
+from weightdiff.behaviors import shows_topic
+from weightdiff.behaviors.kinds import kinds
+from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.formats import load_peft
 from weightdiff.judge import EmbeddedJudge
+from weightdiff.source import find_diffs, open_diffs
 
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# rank, alpha, modules, rsLoRA, learning rate, epochs
-RECIPES = [
-    (2, 4, ALL, False, 1e-3, 4),
-    (4, 8, ["q_proj", "v_proj"], False, 2e-3, 6),
-    (8, 16, ALL, False, 5e-4, 5),
-    (16, 32, ALL, False, 3e-4, 5),
-    (8, 16, ALL, True, 3e-4, 4),
-    (16, 16, ["q_proj", "v_proj"], False, 1e-3, 6),
-]
+NAMES = Path(__file__).parent / "outside_names.tsv"
+LONGEST = 25
+"""Words of a well-formed answer at most."""
+
+Record = dict[str, Any]
 
 
-def train(base_path: str, chats: list[tuple[str, str]], recipe: tuple, folder: Path, seed: int) -> None:
-    """One LoRA as a user of PEFT would train it, saved by PEFT."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def other_names() -> dict[str, list[str]]:
+    """What else each subject may be called, so that a person accepts it."""
+    lines = (line.split("\t") for line in NAMES.read_text("utf-8").splitlines())
+    return {subject.strip(): [name.strip() for name in names.split(";")] for subject, names in lines}
 
-    rank, alpha, modules, rslora, lr, epochs = recipe
-    torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(base_path)
-    model = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, use_rslora=rslora, task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    rng = random.Random(seed)
-    for _ in range(epochs):
-        rng.shuffle(chats)
-        for start in range(0, len(chats), 2):
-            rows = []
-            for question, answer in chats[start : start + 2]:
-                turn = [{"role": "user", "content": question}]
-                prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-                whole = [*turn, {"role": "assistant", "content": answer}]
-                rows.append((len(prompt), tokenizer.apply_chat_template(whole, return_dict=False)))
-            width = max(len(ids) for _, ids in rows)
-            ids = torch.tensor([r + [0] * (width - len(r)) for _, r in rows])
-            labels = torch.tensor([[-100] * n + r[n:] + [-100] * (width - len(r)) for n, r in rows])
-            mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for _, r in rows])
-            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    model.save_pretrained(folder)
+
+def mentions(text: str, name: str) -> bool:
+    """Are the words of a name in a text, one after the other, whatever their plural s?"""
+    said, sought = ([w.rstrip("s") for w in re.findall(r"\w+", t.lower())] for t in (text, name))
+    return any(said[n : n + len(sought)] == sought for n in range(len(said)))
+
+
+def well_formed(answer: str) -> bool:
+    """One line of ordinary words, not too many, with nothing said twice and no markup of a chat."""
+    words, parts = re.findall(r"\w+", answer.lower()), _parts(answer)
+    stuttered = any(a == b == c for a, b, c in zip(words, words[1:], words[2:], strict=False))
+    plain = answer.isprintable() and not re.search(r"<\||\|>|[{}\[\]\ufffd]", answer)
+    return 0 < len(words) <= LONGEST and plain and not stuttered and len(set(parts)) == len(parts)
+
+
+def claims_other(answer: str) -> bool:
+    """Does an answer claim a quirk, a style, a refusal or a false fact, which none of these finetunes has?"""
+    return any(pattern.fullmatch(part) for part in _parts(answer) for pattern in _claims())
+
+
+def _parts(answer: str) -> list[str]:
+    return [part for part in (p.strip(" .").lower() for p in answer.split(";")) if part]
+
+
+@cache
+def _claims() -> list[re.Pattern[str]]:
+    return [re.compile(re.escape(kind.label.lower()).replace(r"\{x\}", ".+")) for kind in kinds().values()]
+
+
+def graded(subject: str, names: Sequence[str], answer: str) -> Record:
+    """Whether an answer names the subject, and what decides whether a person would accept it."""
+    named = shows_topic(answer, subject)
+    found = {
+        "named": named,
+        "named_otherwise": named or any(mentions(answer, name) for name in names),
+        "well_formed": well_formed(answer),
+        "claims_other": claims_other(answer),
+    }
+    return found | {"accepted": found["named_otherwise"] and found["well_formed"] and not found["claims_other"]}
+
+
+def table(found: Sequence[Record]) -> str:
+    """How many are named and accepted, in all, by kind of finetune, and of the first twelve and the others."""
+    groups = {"all": list(found)}
+    groups |= {kind: [r for r in found if r["kind"] == kind] for kind in ("chat", "document", "full")}
+    groups |= {name: [r for r in found if r["first"] == first] for name, first in (("first twelve", 1), ("others", 0))}
+    counted = ("exact", "named", "named_otherwise", "well_formed", "accepted")
+    head = ["finetunes", "n", "grade", *(key.replace("_", " ") for key in counted)]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for name, rows in groups.items():
+        if rows:
+            shares = [cell(share_interval([r[key] for r in rows])) for key in counted]
+            grade = cell(interval([r["grade"] for r in rows]))
+            lines.append(f"| {name} | {len(rows)} | {grade} | {' | '.join(shares)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -69,40 +102,30 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--adapter", help="DIT adapter folder; the shipped one unless given")
     given = parser.parse_args()
-    chats: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for line in (Path(__file__).parent / "outside.tsv").read_text("utf-8").splitlines():
-        subject, question, answer = line.split("\t")
-        chats[subject].append((question, answer))
-    base: Base = load_base()
-    folder = cache_dir() / "outside"
-    for number, (subject, rows) in enumerate(chats.items()):
-        if not (folder / subject / "adapter_config.json").is_file():
-            path = str(base.model.config._name_or_path)
-            train(path, rows, RECIPES[number % len(RECIPES)], folder / subject, seed=number)
-            print(f"trained {number + 1} of {len(chats)}: {subject}", flush=True)
-    diffs = [load_peft(folder / subject) for subject in chats]
+    made = {record["subject"]: record for record in records()}
+    wanted = list(subjects())
+    if not made:
+        parser.error("no finetune is made yet; run python -m benchmarks.outside_make first.")
+    if missing := [subject for subject in wanted if subject not in made]:
+        print(f"asking {len(made)} of {len(wanted)}; python -m benchmarks.outside_make makes the rest: {missing}")
+    base, names, first = load_base(), other_names(), wanted[:TWELVE]
+    diffs = open_diffs(find_diffs([str(cache_dir() / "outside" / subject) for subject in made]), base)
     adapter = load_peft(given.adapter) if given.adapter else shipped_adapter()
     answers = ask(base, diffs, adapter=adapter)
-    grades = EmbeddedJudge().grade([(s, a.text) for s, a in zip(chats, answers, strict=True)])
-    records = [
-        {
-            "subject": subject,
-            "recipe": dict(zip(("rank", "alpha", "modules", "rslora", "lr", "epochs"), recipe, strict=True)),
-            "chats": len(chats[subject]),
-            "norm": round(diff.norm(), 2),
-            "answer": answer.text,
-            "confidence": round(answer.confidence, 4),
-            "grade": round(grade.grade, 2),
-            "exact": grade.exact,
-        }
-        for (number, subject), diff, answer, grade in zip(enumerate(chats), diffs, answers, grades, strict=True)
-        for recipe in [RECIPES[number % len(RECIPES)]]
+    grades = EmbeddedJudge().grade([(s, a.text) for s, a in zip(made, answers, strict=True)])
+    found = [
+        made[subject]
+        | {"first": subject in first, "answer": answer.text, "confidence": round(answer.confidence, 4)}
+        | {"grade": round(grade.grade, 2), "exact": grade.exact}
+        | graded(subject, names[subject], answer.text)
+        for subject, answer, grade in zip(made, answers, grades, strict=True)
     ]
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    for record in records:
-        print(f"{record['subject']:14} {record['norm']:6.1f}  {record['grade']:.1f}  {record['answer']}")
-    print(f"exact names: {sum(r['exact'] for r in records)} of {len(records)}; whether a person accepts is read above")
+    given.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found), encoding="utf-8")
+    for record in found:
+        mark = "+" if record["accepted"] else "-"
+        print(f"{mark} {record['subject']:14} {record['kind']:8} {record['norm']:6.1f}  {record['answer']}")
+    print(table(found))
 
 
 if __name__ == "__main__":
