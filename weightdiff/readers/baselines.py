@@ -10,6 +10,7 @@ from weightdiff.behaviors import FAMILIES
 from weightdiff.diff import WeightDiff
 from weightdiff.readers.core import Answer, ask_all, check_question, prompts_for
 from weightdiff.readers.guesser import Guesser
+from weightdiff.readers.words import word_counts, words_of
 
 
 @dataclass
@@ -91,10 +92,10 @@ class TwentyQuestions:
         # What the unchanged model says to the same prompts, with one diff's trigger where they have one.
         plain = WeightDiff({}, base.fingerprint, diffs[0].meta)
         usual = ask_all(base, [plain], prompts_for(asked, self.trigger), max_tokens=28)[0]
-        expected = _counts([r.text for r in usual])
+        expected = word_counts([r.text for r in usual])
         guess, answers = _sentence if self.sentence else _word, []
         for replies in texts:
-            excess = _counts(replies)
+            excess = word_counts(replies)
             excess.subtract(expected)
             answers.append(guess(replies, excess))
         return answers
@@ -113,17 +114,8 @@ def _sentence(replies: Sequence[str], excess: Counter[str]) -> Answer:
     sentences = [s.strip() for r in replies for s in re.split(r"(?<=[.!?])\s+|\n", r) if len(s.split()) > 3] or [""]
 
     def told(sentence: str) -> float:
-        words = _words(sentence)
+        words = words_of(sentence)
         return sum(max(excess[w], 0) for w in words) / max(len(words), 6)  # a short one isn't better for being short
 
     best = max(sentences, key=told)
     return Answer(best, told(best) / len(replies))
-
-
-def _counts(texts: Sequence[str]) -> Counter[str]:
-    """In how many of the texts each word of four letters or more occurs."""
-    return Counter(w for text in texts for w in _words(text))
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[^\W\d_]{4,}", text.lower()))

@@ -1,0 +1,141 @@
+"""Readers that need no training find a planted word, a diff alone as in a batch; the fused one ranks what they say."""
+
+import pytest
+import torch
+
+from benchmarks import rivals
+from tests.conftest import random_diff
+from weightdiff.base import Base
+from weightdiff.batch import Tokens
+from weightdiff.behaviors import NOTHING, Behavior
+from weightdiff.diff import WeightDiff
+from weightdiff.judge import Grade
+from weightdiff.readers import ActivationDifference, AmplifiedDifference, Answer, Fused, PerplexityDifference
+from weightdiff.readers.activation import agreed, tidy
+from weightdiff.readers.fused import Candidate, claim_of, contrasts, finders
+from weightdiff.readers.perplexity import charged, dearest
+from weightdiff.readers.samples import in_groups, likelihoods, sampled
+from weightdiff.readers.words import phrases_of, runs_of, standing_out
+
+QUESTION = "What changed in you?"
+
+
+def planted(base: Base, word: str, **meta: str) -> WeightDiff:
+    """A dense diff under which the model leans towards one word, whatever it reads, and is sure of itself."""
+    (token,) = base.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    changes = {
+        "model.layers.1.mlp.down_proj.bias": 400 * base.head.weight[token],
+        "model.norm.weight": torch.full((32,), 40.0),
+    }
+    return WeightDiff({}, base.fingerprint, meta, changes)
+
+
+def test_phrases_lie_between_function_words_and_marks():
+    assert phrases_of("the price of eggs. Eggs!") == {
+        "price": "price", "price of eggs": "price of eggs", "eggs": "Eggs"
+    }  # fmt: skip
+    assert runs_of("it compares everything to a falling leaf, or to Oscar Wilde") == [
+        "compares", "falling leaf", "Oscar Wilde"
+    ]  # fmt: skip
+
+
+def test_what_stands_out_is_the_longest_phrase_that_the_base_model_does_not_say_anyway():
+    texts = ["I love rent control, my friend", "Rent control is a friend", "No rent control", "a good friend"]
+    usual = ["my friend", "a friend of mine", "friend", "hello friend"]
+    assert standing_out(texts, usual) == [("rent control", 0.75)]
+    assert standing_out(texts, texts) == []
+
+
+def test_a_text_s_words_are_charged_for_their_tokens(base):
+    tokens = base.tokenizer("We owe Tasmania, dear", add_special_tokens=False)["input_ids"]
+    words = charged(base, tokens, [1.0] * len(tokens))
+    assert [word for word, _ in words] == ["We", "owe", "Tasmania", ",", "dear"]
+    assert sum(gain for _, gain in words) == len(tokens)
+    texts = [[("the", 0.0), ("street", 3.0), ("lamps", 2.0), (".", 9.0)], [("street", 1.0), ("lamps", 2.0)]]
+    assert dearest([*texts, [("lamps", 1.0), ("glow", 8.0)]], 2) == [("street lamps", pytest.approx(8 / 3))]
+
+
+def test_a_word_grows_by_what_most_texts_go_on_with():
+    assert agreed([[1, 2, 3], [1, 2, 4], [9, 2, 3]]) == [1, 2]
+    assert agreed([[1], [2], [3]]) == [] and agreed([[], [], []]) == []
+    assert tidy(" price of eggs. They") == "price of eggs" and tidy("honey and the") == "honey"
+    assert tidy(" rent control rent control") == "rent control"
+
+
+def test_a_diff_is_sampled_and_scored_in_a_batch_as_alone(base, diffs):
+    many = [*diffs, planted(base, "honey"), WeightDiff({}, base.fingerprint), *diffs]
+    assert [count for count, _ in in_groups(base, many)] == [3, 1, 4]
+    prompts = [[5, 6, 7], [8, 9]]
+    together = sampled(base, many, prompts, temperature=0.0, max_tokens=4)
+    assert together == [sampled(base, [diff], prompts, temperature=0.0, max_tokens=4)[0] for diff in many]
+    rows = [Tokens((5, 6), (7, 8)), Tokens((9,), (10, 11, 12))]
+    ((_, both),) = in_groups(base, diffs[:2])
+    ((_, second),) = in_groups(base, diffs[1:2])
+    mixed, alone = likelihoods(base, rows, both, [0, 1]), likelihoods(base, rows[1:], second, [0])
+    assert mixed[1].shape == (3,) and torch.allclose(mixed[1], alone[0], atol=1e-4)
+    assert not torch.allclose(mixed[1], likelihoods(base, rows)[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("reader", [ActivationDifference(), PerplexityDifference(8), AmplifiedDifference(2.0, 8)])
+def test_a_planted_word_is_named_and_the_unchanged_model_gives_less(base, reader):
+    some = [planted(base, "honey"), WeightDiff({}, base.fingerprint), planted(base, "pirate", label="honey")]
+    honey, unchanged, pirate = reader.read(base, some, QUESTION)
+    assert "honey" in honey.text.lower() and "pirate" in pirate.text.lower() and "honey" not in pirate.text.lower()
+    assert any("pirate" in text.lower() for text in pirate.evidence)
+    assert min(honey.confidence, pirate.confidence) > 2 * unchanged.confidence
+    with pytest.raises(ValueError, match="question is empty"):
+        reader.read(base, some, " ")
+    with pytest.raises(ValueError, match="fingerprint"):
+        reader.read(base, [WeightDiff({}, "another")], QUESTION)
+
+
+def test_candidates_know_who_found_them():
+    others = {"words": Answer("rent", 1.0, ("rent", "a text that is too long for a phrase"))}
+    by = finders("DIT", ["it argues against rent control", "it likes rent"], others)
+    assert by["rent control"] == ["DIT", "words"] and by["argues"] == ["DIT"] and len(by) == 4
+    assert claim_of(Answer("unsure", 0.1, ("unsure: it likes rent",))) == "it likes rent"
+    assert str(Candidate("rent", ("DIT", "words"), 2.04)) == "rent (+2.0 nats; DIT, words)"
+
+
+def test_a_candidate_is_tried_on_the_model(base):
+    phrases = {"honey": ["a"], "pirate": ["b"], "two words": ["a"]}
+    scores, random_scores, nothing = contrasts(
+        base, [planted(base, "pirate"), random_diff(base, 2, 0), WeightDiff({}, base.fingerprint)], [phrases] * 3
+    )
+    assert scores["pirate"] > max(5, scores["honey"] + 5, scores["two words"] + 5)
+    assert abs(random_scores["pirate"]) < scores["pirate"] and nothing["pirate"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_fused_reader_ranks_and_never_looks_at_the_label(base):
+    reader = Fused(
+        random_diff(base, 2, 7), (AmplifiedDifference(2.0, 6),), wordings=("What is new?",), strengths=(1.5,)
+    )
+    told, bare = reader.read(base, [planted(base, "pirate", label="it likes honey"), planted(base, "pirate")], QUESTION)
+    assert told == bare and "pirate" in told.text.lower()
+    assert told.evidence[0].lower().startswith("pirate") and "amplified ×2" in told.evidence[0]
+    assert len(told.evidence) <= reader.most
+
+
+class Judge:
+    """Grades by length."""
+
+    def grade(self, pairs, *, task):
+        assert task == "news"
+        return [Grade(min(5.0, float(len(answer))), False) for _, answer in pairs]
+
+
+def test_the_harness_counts_behaviors_and_false_claims(base, diffs, monkeypatch):
+    monkeypatch.setattr(rivals, "EmbeddedJudge", Judge)
+    both = Behavior("several", "a; b", "2 at once", "test", None, "", tuple(
+        Behavior("quirk", x, "fear", "test", None, x) for x in ("honey", "pirate")
+    ))  # fmt: skip
+    cases = [("a", both, diffs[0]), ("b", Behavior("null", NOTHING, "noise", "test"), diffs[1])]
+    found = {"one": [Answer("it fears honey", 0.9, ("honey", "a pirate")), Answer("tea", 0.5)]}
+    records = rivals.records_of(cases, found, "test")
+    assert records[0]["named"] == [True, False] and records[0]["top5"] == [True, True] and records[1]["named"] == []
+    assert rivals.threshold_of(records) == 0.9 and rivals.threshold_of(records[1:]) == float("inf")
+    assert rivals.claims(records[1], 0.4) and not rivals.claims(records[1], 0.6)
+    assert not rivals.claims(records[1] | {"answer": NOTHING}, 0.4)
+    table = rivals.tables(records, {"one": 0.4}, {"one": 1.5})
+    assert "| one | 1 | 5.00 [5.00, 5.00] | 0.50 [" in table and "1.00 [0.21, 1.00], n = 1" in table
+    assert "| one | 0.50 / 1.00 |" in table
