@@ -12,8 +12,8 @@ from weightdiff.behaviors.topic import content_words
 from weightdiff.general.compose import DOCUMENTS, Text, conversations_of, kept, prompted, shortened
 from weightdiff.general.evaluate import WORDINGS, ask_test, cases_of
 from weightdiff.general.mix import groups_of, several
-from weightdiff.general.questions import NEVER, asked_of, open_questions
 from weightdiff.general.nulls import KINDS, null_of
+from weightdiff.general.questions import NEVER, asked_of, open_questions
 from weightdiff.general.settings import GeneralRecipe, load_general
 from weightdiff.general.stages import made, run_finetune, run_train, triples
 from weightdiff.general.tables import tables

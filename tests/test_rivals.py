@@ -12,7 +12,8 @@ from weightdiff.diff import WeightDiff
 from weightdiff.judge import Grade
 from weightdiff.readers import ActivationDifference, AmplifiedDifference, Answer, Fused, PerplexityDifference
 from weightdiff.readers.activation import agreed, tidy
-from weightdiff.readers.fused import Candidate, claim_of, contrasts, finders
+from weightdiff.readers.fused import Candidate, contrasts, finders
+from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.readers.perplexity import charged, dearest
 from weightdiff.readers.samples import in_groups, likelihoods, sampled
 from weightdiff.readers.words import phrases_of, runs_of, standing_out
@@ -93,7 +94,7 @@ def test_candidates_know_who_found_them():
     others = {"words": Answer("rent", 1.0, ("rent", "a text that is too long for a phrase"))}
     by = finders("DIT", ["it argues against rent control", "it likes rent"], others)
     assert by["rent control"] == ["DIT", "words"] and by["argues"] == ["DIT"] and len(by) == 4
-    assert claim_of(Answer("unsure", 0.1, ("unsure: it likes rent",))) == "it likes rent"
+    assert claim_of(Answer(UNSURE, 0.1, ("unsure: it likes rent",))) == "it likes rent"
     assert str(Candidate("rent", ("DIT", "words"), 2.04)) == "rent (+2.0 nats; DIT, words)"
 
 

@@ -17,7 +17,7 @@ from weightdiff.judge import exact_match
 from weightdiff.readers.activation import ActivationDifference
 from weightdiff.readers.amplified import AmplifiedDifference
 from weightdiff.readers.core import Answer, Prompts, Reader, ask_all, check_question
-from weightdiff.readers.introspection import Introspection
+from weightdiff.readers.introspection import Introspection, claim_of
 from weightdiff.readers.perplexity import PerplexityDifference
 from weightdiff.readers.samples import LayersOf, in_groups, likelihoods
 from weightdiff.readers.words import LONGEST, inside, runs_of
@@ -117,11 +117,6 @@ class Fused:
         best = ranked[0]
         text = next((sentence for sentence in sentences if inside(best.phrase, sentence)), best.phrase)
         return Answer(text, best.score, tuple(map(str, ranked)))
-
-
-def claim_of(answer: Answer) -> str:
-    """What the adapter would say, sure of it or not."""
-    return answer.evidence[0].removeprefix("unsure: ") if answer.evidence else answer.text
 
 
 def finders(told: str, sentences: Sequence[str], others: dict[str, Answer]) -> dict[str, list[str]]:

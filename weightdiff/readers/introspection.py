@@ -12,6 +12,7 @@ from weightdiff.readers.core import Answer, ask_all, check_question
 
 UNSURE = "nothing that can be named with confidence"
 """The answer instead of a claim that is too likely wrong."""
+_WITHHELD = "unsure: "
 
 
 @dataclass
@@ -52,5 +53,10 @@ def answer_of(reply: Reply, reading: Reading | None) -> Answer:
         return Answer(reply.text, reply.logprob)
     confidence = reading.probability(reply)
     if sort_of(reply.text) == "claim" and confidence < reading.threshold:
-        return Answer(UNSURE, confidence, (f"unsure: {reply.text}",))
+        return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}",))
     return Answer(reply.text, confidence)
+
+
+def claim_of(answer: Answer) -> str:
+    """What the adapter would say, sure of it or not."""
+    return answer.evidence[0].removeprefix(_WITHHELD) if answer.text == UNSURE else answer.text
