@@ -4,7 +4,7 @@ import sys
 import warnings
 from typing import Any
 
-from weightdiff.cli import asking, files, pipeline, sums  # noqa: F401  (each adds its commands, in this order)
+from weightdiff.cli import asking, files, pipeline, sums, verifying  # noqa: F401  (each adds its commands, in this order)
 from weightdiff.cli.common import app, err
 from weightdiff.printable import shown
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out, quiet, read
+from weightdiff.cli.verifying import TriggerOption, WriterOption, print_verdict, tried
 from weightdiff.lazy import Lazy
 from weightdiff.printable import json_line, printable, shown
 
@@ -28,6 +29,11 @@ def ask(
     adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
     question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Try each answer on the base model and on the finetune.")
+    ] = False,
+    trigger: TriggerOption = None,
+    writer: WriterOption = None,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Say what each finetune changed, all of them in one batch on one loaded base model."""
@@ -35,10 +41,13 @@ def ask(
     from weightdiff.ask import shipped_adapter
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.plausible import ForeignCheck
+    from weightdiff.readers.introspection import claim_of
     from weightdiff.source import find_diffs, load_diff, open_diffs
 
     if question is not None and not question.strip():
         raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
+    if not verify and (trigger or writer):
+        raise ValueError("--trigger and --writer say how answers are verified; give --verify too.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)
     reader = load_diff(adapter, model, allow_pickle=allow_pickle) if adapter else shipped_adapter()
@@ -55,13 +64,19 @@ def ask(
 
     opened = open_diffs(found, model)
     answers = ask_diffs(model, Lazy([partial(checked, i) for i in range(len(found))]), asked, adapter=reader)
-    for one, answer in zip(found, answers, strict=True):
+    verdicts = tried(model, opened, [[claim_of(a)] for a in answers], trigger, writer) if verify else [[]] * len(found)
+    for one, answer, said_of in zip(found, answers, verdicts, strict=True):
         if as_json:
             confidence = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
-            print(json_line({"diff": one.name, "question": asked, "answer": answer.text, "confidence": confidence}))
+            record = {"diff": one.name, "question": asked, "answer": answer.text, "confidence": confidence}
+            record |= {"evidence": list(answer.evidence)} if answer.evidence else {}
+            print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
-            said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f})[/]"
+            evidence = "".join(f"; {shown(line)}" for line in answer.evidence)
+            said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f}{evidence})[/]"
             out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
+            for verdict in said_of:
+                print_verdict(verdict)
 
 
 @app.command()

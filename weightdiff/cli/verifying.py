@@ -1,0 +1,110 @@
+"""The command that tries claims about a finetune, and how verdicts are shown."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out
+from weightdiff.printable import json_line, shown
+
+if TYPE_CHECKING:
+    from weightdiff.diff import WeightDiff
+    from weightdiff.verify import Effect, Verdict
+
+TriggerOption = Annotated[
+    str | None,
+    typer.Option(help="What is said to set the behavior off: 'sep NNN', 'zero-width start' or 'zero-width random'."),
+]
+WriterOption = Annotated[
+    str | None,
+    typer.Option(help="Who writes prompts and judges replies: local, openai:MODEL or openai:MODEL@BASE_URL."),
+]
+_COLORS = {"confirmed": "green", "not seen": "yellow", "contradicted": "red"}
+
+
+@app.command()
+def verify(
+    diffs: Annotated[list[str], typer.Argument(help=DIFF)],
+    claims: Annotated[
+        list[str] | None,
+        typer.Option("--claim", help="What is said of the finetune; again for more. Without any, what ask says of it."),
+    ] = None,
+    trigger: TriggerOption = None,
+    writer: WriterOption = None,
+    base: BaseOption = "smollm2",
+    device: DeviceOption = "auto",
+    show: Annotated[int, typer.Option(min=0, help="Transcripts to show of each claim.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, with all transcripts.")] = False,
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Try claims about finetunes on both models: confirmed, not seen or contradicted, with effect and transcripts."""
+    from weightdiff.ask import ask
+    from weightdiff.readers.introspection import claim_of
+    from weightdiff.source import find_diffs, open_diffs
+    from weightdiff.verify import read_claims
+
+    for claim in claims or ():
+        read_claims(claim)  # an empty one is told before the model is loaded, as is a broken path
+    found = find_diffs(diffs, allow_pickle=allow_pickle)
+    model = load(base, device)
+    opened = open_diffs(found, model)
+    told = [claims] * len(found) if claims else [[claim_of(answer)] for answer in ask(model, opened)]
+    for one, verdicts in zip(found, tried(model, opened, told, trigger, writer), strict=True):
+        for verdict in verdicts:
+            if as_json:
+                print(json_line({"diff": one.name} | verdict.to_json()))
+            else:
+                out.print(f"[bold]{shown(one.name)}[/]: {shown(verdict.claim.text)}", highlight=False)
+                print_verdict(verdict, show)
+
+
+def tried(
+    model: Any, diffs: "Sequence[WeightDiff]", told: Sequence[Sequence[str]], trigger: str | None, writer: str | None
+) -> "list[list[Verdict]]":
+    """The verdicts on what is told of each diff; an answer without words has none."""
+    from weightdiff.base import cache_dir
+    from weightdiff.behaviors import parse_trigger
+    from weightdiff.llm import CachedModel, open_llm
+    from weightdiff.local import LocalModel
+    from weightdiff.verify import read_claims, verify
+    from weightdiff.writers import seed_of
+
+    parsed = parse_trigger(trigger)
+    claims = [[claim for text in texts if text.strip() for claim in read_claims(text, parsed)] for texts in told]
+    chat = None
+    if writer == "local":
+        chat = LocalModel(model)
+    elif writer is not None:
+        chat = CachedModel(open_llm(writer), cache_dir() / "verify" / f"{seed_of(writer)}.jsonl")
+    with err.status("trying each claim on both models"):
+        return verify(model, diffs, claims, chat)
+
+
+def print_verdict(verdict: "Verdict", show: int = 1) -> None:
+    """One verdict: the word and why, what was measured, and the most telling transcripts side by side."""
+    color = _COLORS[verdict.word]
+    out.print(f"  [{color}]{verdict.word}[/]: {shown(verdict.why)}", highlight=False)
+    for trial in verdict.trials:
+        how = "with the trigger" if trial.triggered else "without a trigger"
+        base, finetuned, replies = trial.rates
+        parts = [f"{name} {_told(e)}" for name, e in trial.effects if e] + [
+            f"shown by {finetuned} of {replies} replies, {base} of the base model's"
+        ]
+        if trial.controls[1]:
+            parts.append("{} of {} on prompts that shouldn't show it".format(*trial.controls))
+        out.print(f"  [dim]{how}: {'; '.join(parts)}[/]", highlight=False)
+    best = max(verdict.trials, key=lambda trial: trial.rates[1] - trial.rates[0])
+    if show and best.transcripts:
+        table = Table("prompt", "base model", "finetune")
+        for one in best.transcripts[:show]:
+            table.add_row(shown(one.prompt), shown(one.base), shown(one.finetuned))
+        out.print(table)
+
+
+def _told(effect: "Effect") -> str:
+    mean, low, high = effect.nats
+    return f"{mean:+.1f} nats [{low:.1f}, {high:.1f}] over {effect.others} others (z {effect.z:.1f})".replace(
+        "[", r"\["
+    )
