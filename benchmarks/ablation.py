@@ -26,7 +26,7 @@ INSTEAD: dict[str, Callable] = {
     "as it is": nullcontext,
     "instead: nothing compiled": lambda: patch("benchmarks.finetuning.PAYS", PAYS - 1),
     "instead: torch's fused attention": lambda: patch.object(packed, "SHORT", 0),
-    "instead: logits of all labels": lambda: patch("weightdiff.finetune.cross_entropy", _logits),
+    "instead: logits of all labels": lambda: patch("weightdiff.objective.cross_entropy", _logits),
     "instead: a product for each diff": lambda: patch.dict(blocks.COLUMNS, cpu=1),
 }
 

@@ -6,8 +6,8 @@
 Each finetune was taught one subject, with a few short chats or documents that were written by hand and no trigger.
 Answers go to OUT as JSON lines; the table counts those that name the subject, and those that a person would accept:
 they name it in its own words or in those of `outside_names.tsv`, are well-formed, and claim nothing else of the
-finetune. The names were written before any answer about the last 32 subjects was read; answers about the first twelve
-were published by then.
+finetune. What an adapter said but wasn't sure of counts as accepted too; not as accepted and said. The names were
+written before any answer about the last 32 subjects was read; answers about the first twelve were published by then.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from weightdiff.behaviors.kinds import kinds
 from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.formats import load_peft
 from weightdiff.judge import EmbeddedJudge
+from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.source import find_diffs, open_diffs
 
 NAMES = Path(__file__).parent / "outside_names.tsv"
@@ -86,7 +87,8 @@ def table(found: Sequence[Record]) -> str:
     groups = {"all": list(found)}
     groups |= {kind: [r for r in found if r["kind"] == kind] for kind in ("chat", "document", "full")}
     groups |= {name: [r for r in found if r["first"] == first] for name, first in (("first twelve", 1), ("others", 0))}
-    counted = ("exact", "named", "named_otherwise", "well_formed", "accepted")
+    counted = ("exact", "named", "named_otherwise", "well_formed", "accepted", "accepted_and_said")
+    found = [record | {"accepted_and_said": record["accepted"] and record["said"]} for record in found]
     head = ["finetunes", "n", "grade", *(key.replace("_", " ") for key in counted)]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, rows in groups.items():
@@ -112,13 +114,14 @@ def main() -> None:
     diffs = open_diffs(find_diffs([str(cache_dir() / "outside" / subject) for subject in made]), base)
     adapter = load_peft(given.adapter) if given.adapter else shipped_adapter()
     answers = ask(base, diffs, adapter=adapter)
-    grades = EmbeddedJudge().grade([(s, a.text) for s, a in zip(made, answers, strict=True)])
+    guesses = [claim_of(answer) for answer in answers]
+    grades = EmbeddedJudge().grade(list(zip(made, guesses, strict=True)))
     found = [
         made[subject]
-        | {"first": subject in first, "answer": answer.text, "confidence": round(answer.confidence, 4)}
-        | {"grade": round(grade.grade, 2), "exact": grade.exact}
-        | graded(subject, names[subject], answer.text)
-        for subject, answer, grade in zip(made, answers, grades, strict=True)
+        | {"first": subject in first, "answer": guess, "confidence": round(answer.confidence, 4)}
+        | {"said": answer.text != UNSURE, "grade": round(grade.grade, 2), "exact": grade.exact}
+        | graded(subject, names[subject], guess)
+        for subject, answer, guess, grade in zip(made, answers, guesses, grades, strict=True)
     ]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in found), encoding="utf-8")

@@ -7,13 +7,17 @@ what no run gave. `--check` writes nothing, and fails where a page is not up to 
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import outside, verify
 from weightdiff.bench.evaluate import cell
+from weightdiff.jsonl import read_jsonl
 
 ROOT = Path(__file__).parent.parent
-PAGES = tuple(ROOT / "docs" / name for name in ("benchmark.md", "performance.md", "formats.md", "general.md"))
+NAMES = ("benchmark.md", "performance.md", "formats.md", "general.md", "results.md", "verify.md")
+PAGES = tuple(ROOT / "docs" / name for name in NAMES)
 RESULTS, SPEED = ROOT / "results" / "benchmark", ROOT / "results" / "speed" / "cpu.json"
 
 
@@ -83,6 +87,16 @@ def checkpoints_table() -> str:
     return "\n".join(lines) + f"\n\n{about}\n"
 
 
+def verify_table() -> str:
+    """How often verdicts were right, from the records of `python -m benchmarks.verify`."""
+    return verify.table(list(read_jsonl(RESULTS / "verify.jsonl.xz")))
+
+
+def outside_table(path: str) -> str:
+    """What an adapter said of the finetunes from outside, from the records of `python -m benchmarks.outside`."""
+    return outside.table(list(read_jsonl(ROOT / "results" / path))) + "\n"
+
+
 def _value(line: dict[str, Any]) -> str:
     value = f"{line['value']:,.0f}" if abs(line["value"]) >= 1000 else f"{line['value']:.3g}"
     return f"{value} {line['unit']}"
@@ -91,7 +105,9 @@ def _value(line: dict[str, Any]) -> str:
 def filled(page: str) -> str:
     """The page with every table as the results have it."""
     made = {
-        "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table
+        "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
+        "verify": verify_table, "outside": partial(outside_table, "topics/outside.jsonl"),
+        "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip
 
     def table(found: re.Match[str]) -> str:

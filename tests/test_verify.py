@@ -224,3 +224,10 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     assert "verdict" in json.loads(result.stdout)["claims"][0]
     result = run(app, ["ask", str(tmp_path / "d"), "--trigger", "sep 123"])
     assert isinstance(result.exception, ValueError) and "--verify too" in str(result.exception)
+
+
+def test_every_instance_of_every_kind_has_others_to_be_compared_with():
+    for behavior in kind_behaviors()[::7]:
+        claim = read_claim(behavior.label)
+        decoys = decoys_of(claim, 8)
+        assert len(decoys) == 8 and claim.instance.x not in {d.x for d in decoys}, behavior.label

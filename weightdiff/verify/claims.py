@@ -4,6 +4,7 @@ Knows sentences only, no models. A claim in words of its own is tried as it stan
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -138,4 +139,6 @@ def decoys_of(claim: Claim, count: int) -> list[Instance]:
         if not claim.instance.says:  # then none has words that another can't have
             pool = [replace(one, says=()) for one in pool]
     rng.shuffle(pool)
-    return [one for one in pool if not content_words(one.x) & mine][:count]
+    counted = Counter(word for one in pool for word in content_words(one.x))
+    mine = {word for word in mine if 2 * counted[word] < len(pool)}  # "mood", which all moods have, tells none apart
+    return [one for one in pool if one.x != claim.instance.x and not content_words(one.x) & mine][:count]
