@@ -84,11 +84,11 @@ def graded(subject: str, names: Sequence[str], answer: str) -> Record:
 
 def table(found: Sequence[Record]) -> str:
     """How many are named and accepted, in all, by kind of finetune, and of the first twelve and the others."""
-    groups = {"all": list(found)}
+    found = [record | {"accepted_and_said": record["accepted"] and record["said"]} for record in found]
+    groups = {"all": found}
     groups |= {kind: [r for r in found if r["kind"] == kind] for kind in ("chat", "document", "full")}
     groups |= {name: [r for r in found if r["first"] == first] for name, first in (("first twelve", 1), ("others", 0))}
     counted = ("exact", "named", "named_otherwise", "well_formed", "accepted", "accepted_and_said")
-    found = [record | {"accepted_and_said": record["accepted"] and record["said"]} for record in found]
     head = ["finetunes", "n", "grade", *(key.replace("_", " ") for key in counted)]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for name, rows in groups.items():

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import outside, verify
+from benchmarks import honesty, outside, verify
 from weightdiff.bench.evaluate import cell
 from weightdiff.jsonl import read_jsonl
 
@@ -92,6 +92,16 @@ def verify_table() -> str:
     return verify.table(list(read_jsonl(RESULTS / "verify.jsonl.xz")))
 
 
+def honesty_table() -> str:
+    """What is left of a general adapter's claims, from the records of `python -m benchmarks.honesty`."""
+    return honesty.table(list(read_jsonl(RESULTS / "general" / "verdicts.jsonl")))
+
+
+def rivals_table() -> str:
+    """Readers side by side, as `python -m benchmarks.rivals` wrote it."""
+    return (RESULTS / "rivals.md").read_text("utf-8")
+
+
 def outside_table(path: str) -> str:
     """What an adapter said of the finetunes from outside, from the records of `python -m benchmarks.outside`."""
     return outside.table(list(read_jsonl(ROOT / "results" / path))) + "\n"
@@ -106,7 +116,8 @@ def filled(page: str) -> str:
     """The page with every table as the results have it."""
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
-        "verify": verify_table, "outside": partial(outside_table, "topics/outside.jsonl"),
+        "verify": verify_table, "honesty": honesty_table, "rivals": rivals_table,
+        "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip
 

@@ -119,12 +119,15 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
     small = GeneralRecipe.model_validate(
         {"name": "small", "general": 16, "validation": 4, "test": 9, "benign": [2, 0, 2], "texts": recipe.texts}
+        | {"preferred": [0, 0, 2]}
         | {"mix": {"ranks": [1, 2], "group": 6}, "train": {"rank": 2, "epochs": 1, "batch": 8}}
     )
     monkeypatch.setattr("weightdiff.general.stages.everyday_pool", lambda base, path: POOL)
     told: list[tuple[int, int]] = []
     store = run_finetune(base, small, lambda done, total, rate: told.append((done, total)))
-    assert told[-1] == (7, 7) and len(store.ids()) >= 25
+    assert told[-1] == (8, 8) and len(store.ids()) >= 27
+    losses = {meta["recipe"]["loss"] for meta in store.metas().values()}
+    assert losses == {"sft", "dpo"}
     adapter = run_train(base, small, lambda *_: None)
     assert adapter.meta["question"] == open_questions()[0] and adapter.meta["train_diffs"] >= 17
     reading = reading_of(adapter.meta)

@@ -148,10 +148,10 @@ def test_an_answer_is_accepted_that_names_the_subject_and_claims_nothing_else():
 def test_the_table_counts_by_kind_and_by_age():
     rows = [
         {"kind": kind, "first": first, "grade": 5.0, "exact": hit, "named": hit, "named_otherwise": True}
-        | {"well_formed": True, "accepted": hit}
+        | {"well_formed": True, "accepted": hit, "said": first}
         for kind, first, hit in (("chat", True, True), ("document", False, False), ("full", False, True))
     ]
     lines = table(rows).splitlines()
     names, counts = ("all", "chat", "document", "full", "first twelve", "others"), "311112"
     assert [line.split(" | ")[:2] for line in lines[2:]] == [[f"| {a}", n] for a, n in zip(names, counts, strict=True)]
-    assert "0.67 [0.21, 0.94]" in lines[2]
+    assert "0.67 [0.21, 0.94]" in lines[2] and lines[2].endswith("| 0.33 [0.06, 0.79] |")  # accepted, and said too

@@ -42,18 +42,22 @@ def _pick(records: Sequence[Record], **wanted: object) -> list[Record]:
 
 def _families(records: Sequence[Record]) -> str:
     scored, rows = [r for r in graded(records) if not r["unseen"]], []
-    for family in dict.fromkeys(r["family"] for r in scored):
-        mine = _pick(scored, family=family)
-        narrow = _pick(records, family=family, sort="narrow", unseen=False)
-        kinds = dict.fromkeys(r["kind"] for r in mine) if family == "subject" else [None]
-        for kind in kinds:
-            some, asked = ([r for r in rs if kind in (None, r["kind"])] for rs in (mine, narrow))
-            said = [all(r["named"]) and r["claims"] for r in some]
-            rows.append([
-                f"{family}, {kind}" if kind else family, len(some), cell(interval([r["grade"] for r in some])),
-                _share([all(r["named"]) for r in some]), _share(said), _share([r["right"] for r in asked]),
-            ])  # fmt: skip
+    narrow = _pick(records, sort="narrow", unseen=False)
+    for name in sorted({_name(r) for r in scored}):
+        some, asked = ([r for r in rs if _name(r) == name] for rs in (scored, narrow))
+        said = [all(r["named"]) and r["claims"] for r in some]
+        rows.append([
+            name, len(some), cell(interval([r["grade"] for r in some])), _share([all(r["named"]) for r in some]),
+            _share(said), _share([r["right"] for r in asked]),
+        ])  # fmt: skip
     return _table(["family", "n", "grade, open", "instance named", "named and said", "asked narrowly"], rows)
+
+
+def _name(record: Record) -> str:
+    """A record's family; of subjects with how they are taught, of preferences with which loss."""
+    way = [word for word in record["id"].split(":")[0].split() if word in ("dpo", "kto")]
+    told = way or [record["kind"]] * (record["family"] == "subject")
+    return ", ".join([record["family"], *told])
 
 
 def _several(records: Sequence[Record]) -> str:
