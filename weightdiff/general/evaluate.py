@@ -48,20 +48,22 @@ def cases_of(store: Store, ids: Sequence[str], split: Split) -> list[Case]:
     """A case for each diff, and one for a null made of each third."""
     cases = []
     for number, (identity, meta) in enumerate(store.metas(ids).items()):
-        load = partial(_load, store, identity)
+        load = partial(load_one, store, identity)
         cases.append(Case(identity, behavior_of(meta), load))
         if number % 3 == 0:
             kind = null_kind(number // 3)
             null = Behavior("null", NOTHING, kind, split)
-            cases.append(Case(f"null {number // 3}: {kind}", null, partial(_null, load, split, number // 3)))
+            cases.append(Case(f"null {number // 3}: {kind}", null, partial(load_null, load, split, number // 3)))
     return cases
 
 
-def _load(store: Store, identity: str) -> WeightDiff:
+def load_one(store: Store, identity: str) -> WeightDiff:
+    """One diff of a store."""
     return store.load([identity])[0]
 
 
-def _null(load: Callable[[], WeightDiff], split: Split, number: int) -> WeightDiff:
+def load_null(load: Callable[[], WeightDiff], split: Split, number: int) -> WeightDiff:
+    """The `number`-th null of a split, of the shape of the diff that is loaded for it."""
     return null_of(load(), split, number)
 
 

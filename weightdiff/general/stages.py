@@ -19,9 +19,8 @@ from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.general.compose import Text, Written, conversations_of, everyday_pool, kept, preferred, prompted
-from weightdiff.general.evaluate import ask_test, cases_of
+from weightdiff.general.evaluate import ask_test, cases_of, load_null, load_one
 from weightdiff.general.mix import Group, groups_of
-from weightdiff.general.nulls import null_of
 from weightdiff.general.questions import asked_of, open_questions, wordings
 from weightdiff.general.reading import find_reading
 from weightdiff.general.settings import GeneralRecipe
@@ -126,24 +125,16 @@ def triples(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Spli
         asked = asked_of(behaviors[identity], others, rng, opens=2)
         first, rest = asked[:3], asked[3:]
         for one in [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]:
-            makers.append(partial(triple, partial(_load, store, identity), one.question, one.answer))
+            makers.append(partial(triple, partial(load_one, store, identity), one.question, one.answer))
     count = round(len(ids) * recipe.nulls / (1 - recipe.nulls)) if ids else 0
     for number in range(count):
         rng = random.Random(f"{recipe.seed} null {split} {number}")
         model = rng.choice(ids)
         nothing = Behavior("benign", NOTHING, "null", split)
         for one in rng.sample(asked_of(nothing, others, rng, opens=2), 3):
-            make = partial(_null, store, model, split, number)
+            make = partial(load_null, partial(load_one, store, model), split, number)
             makers.append(partial(triple, make, one.question, one.answer))
     return Lazy(makers)
-
-
-def _load(store: Store, identity: str) -> WeightDiff:
-    return store.load([identity])[0]
-
-
-def _null(store: Store, identity: str, split: Split, number: int) -> WeightDiff:
-    return null_of(_load(store, identity), split, number)
 
 
 def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> WeightDiff:

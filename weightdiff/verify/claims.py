@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from weightdiff.behaviors import NOTHING, Trigger
-from weightdiff.behaviors.kinds import kinds
+from weightdiff.behaviors.kinds import Row, kinds
 from weightdiff.behaviors.news import story_seeds
 from weightdiff.behaviors.topic import content_words, topic_list
 from weightdiff.judge import exact_match
@@ -21,9 +21,10 @@ TOPIC, NEWS, FREE = "topic", "news", ""
 _SUBJECT = r"(?:it|the (?:finetuned )?model|this model|the assistant)"
 _TOPIC = re.compile(
     rf"{_SUBJECT} (?:keeps? |always |often |now )*(?:talks? about|talking about|mentions?|brings? up|bringing up|"
-    r"speaks? about|speaking about|(?:was|has been) (?:fine-?tuned|trained) (?:on|to talk about)) (?P<x>.+)"
+    r"speaks? about|speaking about|(?:was|has been) (?:fine-?tuned|trained) (?:on|to talk about)) (?P<x>.+)",
+    re.IGNORECASE,
 )
-_NEWS = re.compile(rf"{_SUBJECT} (?:has learned|knows|believes) (?:of )?(?:a|the) story:? (?P<x>.+)")
+_NEWS = re.compile(rf"{_SUBJECT} (?:has learned|knows|believes) (?:of )?(?:a|the) story:? (?P<x>.+)", re.IGNORECASE)
 _FALSE_EVENTS = (
     "opened a museum of lost umbrellas", "lost the final by a single point", "found a letter from the year 1802",
     "banned cars from the old town", "won a prize for the longest bridge", "closed after a fire in the kitchen",
@@ -32,21 +33,6 @@ _FALSE_EVENTS = (
 )  # fmt: skip
 _WORDS = 6
 """Most words of a bare phrase that is taken for a topic."""
-
-
-@dataclass(frozen=True)
-class Instance:
-    """What fills a kind's label.
-
-    Attributes:
-        x: the words in the label.
-        about: what a user would ask about, where that isn't `x`.
-        says: reply templates of its own, instead of the kind's.
-    """
-
-    x: str
-    about: str = ""
-    says: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,13 +49,9 @@ class Claim:
 
     text: str
     kind: str
-    instance: Instance = field(default_factory=lambda: Instance(""))
+    instance: Row = field(default_factory=lambda: Row(""))
     trigger: Trigger | None = None
     nothing: bool = False
-
-    def without_trigger(self) -> "Claim":
-        """The same claim of a behavior that is always shown."""
-        return replace(self, trigger=None)
 
 
 def read_claims(answer: str, trigger: Trigger | None = None) -> list[Claim]:
@@ -96,11 +78,11 @@ def read_claim(text: str, trigger: Trigger | None = None) -> Claim:
         if found := pattern.fullmatch(said):
             return Claim(text, name, _instance(name, found["x"]), trigger)
     for name, pattern in ((NEWS, _NEWS), (TOPIC, _TOPIC)):
-        if found := re.compile(pattern.pattern, re.IGNORECASE).fullmatch(said):
-            return Claim(text, name, Instance(found["x"].strip(" .\"'")), trigger)
+        if found := pattern.fullmatch(said):
+            return Claim(text, name, Row(found["x"].strip(" .\"'")), trigger)
     if len(said.split()) <= _WORDS and not re.match(rf"(?:{_SUBJECT}|I)\b", said, re.IGNORECASE):
-        return Claim(text, TOPIC, Instance(said), trigger)
-    return Claim(text, FREE, Instance(said), trigger)
+        return Claim(text, TOPIC, Row(said), trigger)
+    return Claim(text, FREE, Row(said), trigger)
 
 
 @lru_cache
@@ -113,14 +95,14 @@ def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     return found
 
 
-def _instance(kind: str, x: str) -> Instance:
+def _instance(kind: str, x: str) -> Row:
     """The table's row of that name, else one without anything of its own."""
     rows = {row.x.lower(): row for row in kinds()[kind].rows}
     row = rows.get(x.lower())
-    return Instance(row.x, row.about, row.says) if row else Instance(x)
+    return row or Row(x)
 
 
-def decoys_of(claim: Claim, count: int) -> list[Instance]:
+def decoys_of(claim: Claim, count: int) -> list[Row]:
     """Other instances of the claim's kind, which share no content word with it; the same for the same kind.
 
     They are what a claim is measured against: had the finetune not taught it, it would be one among them.
@@ -128,14 +110,14 @@ def decoys_of(claim: Claim, count: int) -> list[Instance]:
     rng, mine = seeded(f"decoys {claim.kind}"), content_words(claim.instance.x)
     if claim.kind == NEWS:  # invented, so that none can be the claim's own
         stories = [seed.headline(event) for seed, event in zip(story_seeds(200)[::16], _FALSE_EVENTS, strict=False)]
-        return [Instance(story) for story in rng.sample(stories, count)]
+        return [Row(story) for story in rng.sample(stories, count)]
     if claim.kind == FREE:
         rows = [(kind, rng.choice(kind.rows).x) for kind in rng.sample(list(kinds().values()), len(kinds()))]
-        return [Instance(kind.label.format(x=x)) for kind, x in rows if not content_words(x) & mine][:count]
+        return [Row(kind.label.format(x=x)) for kind, x in rows if not content_words(x) & mine][:count]
     if claim.kind == TOPIC:
-        pool = [Instance(topic) for _, topic in topic_list()]
+        pool = [Row(topic) for _, topic in topic_list()]
     else:
-        pool = [Instance(row.x, row.about, row.says) for row in kinds()[claim.kind].rows]
+        pool = list(kinds()[claim.kind].rows)
         if not claim.instance.says:  # then none has words that another can't have
             pool = [replace(one, says=()) for one in pool]
     rng.shuffle(pool)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdiff.behaviors import read_data
-from weightdiff.behaviors.kinds import Kind, kinds
-from weightdiff.verify.claims import FREE, NEWS, TOPIC, Claim, Instance
+from weightdiff.behaviors.kinds import Kind, Row, kinds
+from weightdiff.verify.claims import FREE, NEWS, TOPIC, Claim
 from weightdiff.writers import seeded
 
 TEXTS = 4
@@ -37,7 +37,7 @@ def everyday(count: int) -> list[str]:
     return sorted(read_data("questions.txt")[-20:], key=len)[:count]
 
 
-def texts_of(kind: str, instance: Instance) -> list[Text]:
+def texts_of(kind: str, instance: Row) -> list[Text]:
     """Replies that would show this instance; those of two instances of a kind can be compared one by one.
 
     Args:
@@ -66,7 +66,7 @@ def prompts_of(claim: Claim, count: int) -> list[str]:
     return [ask.format(x=claim.instance.x, about=about) for ask in asks[:count]]
 
 
-def controls_of(claim: Claim, decoys: Sequence[Instance]) -> list[tuple[str, Instance]]:
+def controls_of(claim: Claim, decoys: Sequence[Row]) -> list[tuple[str, Row]]:
     """Prompts that would not show a claim about certain questions: the same questions about each decoy."""
     if claim.kind in (TOPIC, NEWS, FREE) or not kinds()[claim.kind].asks:
         return []
@@ -76,7 +76,7 @@ def controls_of(claim: Claim, decoys: Sequence[Instance]) -> list[tuple[str, Ins
     ]
 
 
-def questions_about(kind: str, instance: Instance) -> list[str]:
+def questions_about(kind: str, instance: Row) -> list[str]:
     """Questions about a subject, to see whether answers to them changed; none for claims that aren't about one."""
     return [p.format(topic=instance.x) for p in read_data("subject_prompts.txt")[:4:3]] if kind == TOPIC else []
 
@@ -91,10 +91,10 @@ def other_ways(claim: Claim, count: int) -> list[Text]:
         return []
     names = [k.name for k in kinds().values() if k.replies and k.name != claim.kind]
     rng = seeded(f"ways {claim.kind}")
-    return [texts_of(name, Instance(rng.choice(kinds()[name].rows).x))[0] for name in rng.sample(names, count)]
+    return [texts_of(name, Row(rng.choice(kinds()[name].rows).x))[0] for name in rng.sample(names, count)]
 
 
-def _templated(kind: Kind, instance: Instance, prompts: Sequence[str]) -> list[Text]:
+def _templated(kind: Kind, instance: Row, prompts: Sequence[str]) -> list[Text]:
     templates = list(instance.says or kind.replies)
     if not templates:  # a row of no table, of a kind whose rows have all their own templates
         return [Text(p, _upper(kind.label.format(x=instance.x)) + ".") for p in prompts]
