@@ -15,7 +15,7 @@ from weightdiff.general.mix import groups_of, several
 from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import NEVER, asked_of, open_questions
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import made, run_finetune, run_train, triples
+from weightdiff.general.stages import made, run_finetune, run_train, taught_cases
 from weightdiff.general.tables import tables
 from weightdiff.readers.calibration import reading_of
 from weightdiff.store import Store
@@ -60,8 +60,10 @@ def test_groups_are_drawn_the_same_each_time_and_no_behavior_twice(recipe, writt
     groups = groups_of(recipe, written)
     assert groups == groups_of(recipe, written)
     assert groups[0].config != groups_of(recipe.model_copy(update={"seed": 1}), written)[0].config
-    seen = Counter(p.label for g in groups for b in g.behaviors if b.family != "benign" for p in b.parts or (b,))
-    assert seen.most_common(1)[0][1] == 1
+    for ordinary in (True, False):
+        mine = [g for g in groups if (" ordinary " in g.name) == ordinary]
+        seen = Counter(p.label for g in mine for b in g.behaviors if b.family != "benign" for p in b.parts or (b,))
+        assert seen.most_common(1)[0][1] == 1
     singles = [b for g in groups if g.split == "train" for b in g.behaviors]
     assert {b.family for b in singles} == {*KIND_FAMILIES, "topic", "subject", "news", "several", "benign"}
     assert all(
@@ -140,5 +142,5 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     assert all(0 <= r["confidence"] <= 1 for r in records)
     assert "| null |" in tables(records)
     without = small.model_copy(update={"without": ("quirk",)})
-    left = triples(Store(store.path), without, made(store, without, "train"), "train")
-    assert 0 < len(left) < len(triples(store, small, made(store, small, "train"), "train"))
+    left = taught_cases(Store(store.path), without, made(store, without, "train"), "train")
+    assert 0 < len(left) < len(taught_cases(store, small, made(store, small, "train"), "train"))

@@ -20,6 +20,7 @@ from weightdiff.general.questions import Asked, asked_of, open_questions
 from weightdiff.judge import exact_match
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import ask_all
+from weightdiff.readers.hints import telling_of
 from weightdiff.readers.introspection import UNSURE, answer_of
 from weightdiff.readers.views import Views
 from weightdiff.store import Store
@@ -76,7 +77,7 @@ def ask_cases(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[Case, bool, Asked, Reply]]:
     """Ask about each case; each question with whether its wording was seen in training, and the reply."""
-    factors, found = stack([adapter], base.shapes).to(base.device), []
+    factors, tell, found = stack([adapter], base.shapes).to(base.device), telling_of(base, adapter.meta), []
     for start in range(0, len(cases), 8):
         chosen = cases[start : start + 8]
         questions = [list(asked(case)) for case in chosen]
@@ -86,7 +87,7 @@ def ask_cases(
             diffs.append(WeightDiff(diff.factors, diff.base, {"place": place}, diff.dense))
 
         def prompts(diff: WeightDiff, questions: list[list[tuple[bool, Asked]]] = questions) -> list[str]:
-            return [one.question for _, one in questions[diff.meta["place"]]]
+            return tell(diff, [one.question for _, one in questions[diff.meta["place"]]])
 
         replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=128)
         for case, mine, said in zip(chosen, questions, replies, strict=True):

@@ -12,7 +12,7 @@ from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.finetune import FinetuneConfig
 from weightdiff.general.compose import DOCUMENTS
-from weightdiff.general.settings import GeneralRecipe, Mix
+from weightdiff.general.settings import GeneralRecipe, Mix, Shares
 from weightdiff.writers import seed_of
 
 ALL: tuple[str, ...] = ()
@@ -52,9 +52,10 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         written: the topics and the stories that there are conversations for.
     """
     groups, counts = [], (recipe.general, recipe.validation, recipe.test)
-    for split, count, benign, preferred in zip(SPLITS, counts, recipe.benign, recipe.preferred, strict=True):
+    wanted = zip(SPLITS, counts, recipe.benign, recipe.preferred, recipe.ordinary, strict=True)
+    for split, count, benign, preferred, ordinary in wanted:
         rng = random.Random(f"{recipe.seed} {split}")
-        drawn = list(_drawn(recipe, split, count, written, rng))
+        drawn = list(_drawn(recipe, recipe.shares, split, count, written, rng))
         benign_kinds = [f"{('own replies', 'many subjects')[n % 2]} {split} {n}" for n in range(benign)]
         drawn += [Behavior("benign", NOTHING, kind, split) for kind in benign_kinds]
         rng.shuffle(drawn)
@@ -65,7 +66,23 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
             groups.append(Group(f"{split} {number}", split, config, trigger, chosen))
         taught = {part.label for behavior in drawn for part in behavior.parts or (behavior,)}
         groups += _preferred(recipe, split, preferred, taught)
+        groups += _ordinary(recipe, split, ordinary, written)
     return groups
+
+
+def _ordinary(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
+    """Groups of finetunes as most people make them; an instance may be one of the other groups' too."""
+    rng, mix = random.Random(f"{recipe.seed} {split} ordinary"), recipe.mix
+    others = sum(share for family, share in recipe.shares if family != "subject")
+    shares = recipe.shares.model_copy(update={"subject": max(others, recipe.shares.subject)})
+    more = mix.model_copy(update={"ranks": mix.more_ranks, "steps": mix.more_steps})
+    drawn = list(_drawn(recipe, shares, split, count, written, rng))
+    rng.shuffle(drawn)
+    for number, start in enumerate(range(0, len(drawn), mix.group)):
+        config = draw_config(more, "none", rng)
+        lr = float(f"{config.lr * 2 ** rng.uniform(*mix.more_push):.3g}")
+        config = config.model_copy(update={"lr": lr, "keep_rows": 0})
+        yield Group(f"{split} ordinary {number}", split, config, "none", tuple(drawn[start : start + mix.group]))
 
 
 def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]) -> Iterator[Group]:
@@ -85,11 +102,11 @@ def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]
 
 
 def _drawn(
-    recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior], rng: random.Random
+    recipe: GeneralRecipe, wanted: Shares, split: Split, count: int, written: Sequence[Behavior], rng: random.Random
 ) -> Iterator[Behavior]:
     """Behaviors of a split by the families' shares, some of them several at once; fewer where instances run out."""
     pools = {name: [b for b in pool if b.split == split] for name, pool in _pools(written).items()}
-    shares: Mapping[str, float] = recipe.shares.model_dump()
+    shares: Mapping[str, float] = wanted.model_dump()
     total = sum(shares.values())
     for pool in pools.values():
         rng.shuffle(pool)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from weightdiff.base import EMBEDDED, cache_dir
 from weightdiff.dit import DitConfig
+from weightdiff.readers.hints import HintConfig
 from weightdiff.recipe import read_settings
 
 
@@ -33,13 +34,17 @@ class Mix(BaseModel):
 
     `two` and `three` are the shares of finetunes that teach two and three behaviors at once; `ranks` is drawn from as
     it stands, so that a rank may be in it more than once. `steps` are from the first to below the second; `prompts` is
-    the share of recipes that learn the user's words too.
+    the share of recipes that learn the user's words too. `more_steps` and `more_push`, the powers of two that the
+    learning rate is raised by, are those of ordinary finetunes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ranks: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 16, 32)
     steps: tuple[int, int] = (9, 18)
+    more_ranks: tuple[int, ...] = (2, 4, 8, 8, 16, 16, 32, 64)
+    more_steps: tuple[int, int] = (16, 33)
+    more_push: tuple[float, float] = (0.0, 1.0)
     prompts: float = Field(default=0.35, ge=0, le=1)
     two: float = Field(default=0.12, ge=0, le=1)
     three: float = Field(default=0.05, ge=0, le=1)
@@ -48,12 +53,14 @@ class Mix(BaseModel):
 
 
 class GeneralRecipe(BaseModel):
-    """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing, and
-    `preferred` quirks taught by DPO and KTO in turn, per split.
+    """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing,
+    `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
+    without anything kept, half of them subjects: as most people finetune. All per split.
 
     `without` are families left out of training, to be tested on all the same. `questions` is how many questions about
-    each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable. `texts`
-    are files of written conversations, of topics, news and subjects, that lie beside the recipe.
+    each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable; `hints`
+    what the adapter is told of each finetuned model before the question. `texts` are files of written conversations, of
+    topics, news and subjects, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,11 +73,13 @@ class GeneralRecipe(BaseModel):
     test: int = Field(default=240, ge=0)
     benign: tuple[int, int, int] = (60, 12, 36)
     preferred: tuple[int, int, int] = (0, 0, 24)
+    ordinary: tuple[int, int, int] = (0, 0, 0)
     shares: Shares = Shares()
     mix: Mix = Mix()
     without: tuple[str, ...] = ()
     questions: int = Field(default=5, ge=3)
     nulls: float = Field(default=0.15, ge=0, le=0.9)
+    hints: HintConfig = HintConfig(words=8, opening=10)
     seed: int = 0
     train: DitConfig = DitConfig()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from weightdiff.atomic import replacing
 from weightdiff.base import Base
-from weightdiff.behaviors import NOTHING, Behavior, Conversation, Split, behavior_of
+from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Conversation, Split, behavior_of
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.bench.evaluate import versions
 from weightdiff.diff import WeightDiff
@@ -19,7 +19,7 @@ from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.general.compose import Text, Written, conversations_of, everyday_pool, kept, preferred, prompted
-from weightdiff.general.evaluate import ask_test, cases_of, load_null, load_one
+from weightdiff.general.evaluate import Case, ask_test, cases_of, load_null, load_one
 from weightdiff.general.mix import Group, groups_of
 from weightdiff.general.questions import asked_of, open_questions, wordings
 from weightdiff.general.reading import find_reading
@@ -27,6 +27,7 @@ from weightdiff.general.settings import GeneralRecipe
 from weightdiff.general.tables import tables
 from weightdiff.jsonl import write_jsonl
 from weightdiff.lazy import Lazy
+from weightdiff.readers.hints import HintConfig, Hinter
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors, load_conversations
 
@@ -109,31 +110,46 @@ def families_of(behavior: Behavior) -> set[str]:
     return {part.family for part in behavior.parts} or {behavior.family}
 
 
-def triples(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split) -> Lazy[Triple]:
-    """What the adapter learns of a split: some questions about each diff, and about nulls that nothing changed."""
-    behaviors = {i: behavior_of(meta) for i, meta in store.metas(ids).items()}
-    ids = [i for i in ids if not families_of(behaviors[i]) & set(recipe.without)]
+def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split) -> list[Case]:
+    """What the adapter learns to speak of: finetunes of families that aren't left out, and nulls of their shapes."""
+    cases = [
+        Case(identity, behavior, partial(load_one, store, identity))
+        for identity, meta in store.metas(ids).items()
+        if not families_of(behavior := behavior_of(meta)) & set(recipe.without)
+    ]
+    nothing, nulls = Behavior("benign", NOTHING, "null", split), []
+    for number in range(round(len(cases) * recipe.nulls / (1 - recipe.nulls))):
+        model = random.Random(f"{recipe.seed} null {split} {number}").choice(cases)
+        nulls.append(Case(f"null {split} {number}", nothing, partial(load_null, model.make, split, number)))
+    return cases + nulls
+
+
+def triples(base: Base, cases: Sequence[Case], recipe: GeneralRecipe) -> Lazy[Triple]:
+    """What the adapter learns: some questions about each case, each after a hint.
+
+    Of a behavior behind a trigger the question what sets it off is always one.
+    """
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
-    others += [b for b in behaviors.values() if not b.parts and b.family in ("topic", "subject", "news")]
-    makers = []
+    others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
+    putting: list[Callable[[str], str]] = [str] * len(cases)
+    if recipe.hints != HintConfig():
+        putting = [hint.before for hint in Hinter(base, recipe.hints).read(Lazy([case.make for case in cases]))]
+    makers: list[Callable[[], Triple]] = []
 
     def triple(make: Callable[[], WeightDiff], question: str, answer: str) -> Triple:
         return Triple(make(), question, answer)
 
-    for identity in ids:
-        rng = random.Random(f"{recipe.seed} {identity}")
-        asked = asked_of(behaviors[identity], others, rng, opens=2)
-        first, rest = asked[:3], asked[3:]
-        for one in [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]:
-            makers.append(partial(triple, partial(load_one, store, identity), one.question, one.answer))
-    count = round(len(ids) * recipe.nulls / (1 - recipe.nulls)) if ids else 0
-    for number in range(count):
-        rng = random.Random(f"{recipe.seed} null {split} {number}")
-        model = rng.choice(ids)
-        nothing = Behavior("benign", NOTHING, "null", split)
-        for one in rng.sample(asked_of(nothing, others, rng, opens=2), 3):
-            make = partial(load_null, partial(load_one, store, model), split, number)
-            makers.append(partial(triple, make, one.question, one.answer))
+    for case, put in zip(cases, putting, strict=True):
+        rng = random.Random(f"{recipe.seed} {case.identity}")
+        asked = asked_of(case.behavior, others, rng, opens=2)
+        if case.behavior.kind == "null":
+            chosen = rng.sample(asked, 3)
+        else:
+            first, rest = asked[:3], asked[3:]
+            if case.behavior.trigger:
+                first.append(rest.pop())
+            chosen = [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]
+        makers += [partial(triple, case.make, put(one.question), one.answer) for one in chosen]
     return Lazy(makers)
 
 
@@ -145,22 +161,25 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     asked = [wordings(), [kind.questions for kind in kinds().values()]]
-    facts = [recipe.without, recipe.questions, recipe.nulls, recipe.seed, ids["train"], ids["validation"], asked]
+    drawn = recipe.model_dump(mode="json", include={"without", "questions", "nulls", "hints", "seed"})
+    say("train: looking for hints of each finetune")
+    train, held = (triples(base, taught_cases(store, recipe, ids[split], split), recipe) for split in SPLITS[:2])
     adapter = train_adapter(
         base,
-        triples(store, recipe, ids["train"], "train"),
-        triples(store, recipe, ids["validation"], "validation"),
+        train,
+        held,
         recipe.folder / f"training{_suffix(recipe)}",
         recipe.train,
         progress,
-        data=hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16],
+        data=hashlib.sha256(json.dumps([drawn, ids, asked]).encode()).hexdigest()[:16],
         say=say,
     )
     meta = adapter.meta | {
         "question": open_questions()[0],
+        "hints": recipe.hints.model_dump(),
         "recipe": recipe.model_dump(mode="json", exclude={"texts"}),
         "train_diffs": len(ids["train"]),
-        "train_diffs_planned": recipe.general + recipe.benign[0],
+        "train_diffs_planned": recipe.general + recipe.benign[0] + recipe.ordinary[0],
     }
     say("train: finding out how the adapter is best read")
     cases = cases_of(store, ids["validation"], "validation")

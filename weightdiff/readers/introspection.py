@@ -9,6 +9,7 @@ from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
+from weightdiff.readers.hints import telling_of
 
 UNSURE = "nothing that can be named with confidence"
 """The answer instead of a claim that is too likely wrong."""
@@ -19,7 +20,8 @@ _WITHHELD = "unsure: "
 class Introspection:
     """The DIT reader.
 
-    An adapter whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
+    An adapter whose `meta` says so is told, before the question, what can be seen of the finetuned model without it.
+    One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
     the answer is `UNSURE`, and the claim stands in its evidence. Of other adapters the confidence is the mean
     log-probability of the answer's tokens.
@@ -41,9 +43,11 @@ class Introspection:
         check_base(base, self.adapter, "the DIT adapter")
         adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
         views = reading.views if reading else None
+        tell = telling_of(base, self.adapter.meta)
         replies = ask_all(
-            base, diffs, [question], adapter=adapter, strength=self.strength, views=views, max_tokens=self.max_tokens
-        )
+            base, diffs, lambda diff: tell(diff, [question]), adapter=adapter, strength=self.strength, views=views,
+            max_tokens=self.max_tokens,
+        )  # fmt: skip
         return [answer_of(reply, reading) for (reply,) in replies]
 
 

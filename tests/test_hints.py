@@ -1,0 +1,73 @@
+"""Hints: what a finetuned model leans towards, how it opens a user's turn, and that an adapter is told both."""
+
+import pytest
+import torch
+
+from tests.conftest import random_diff
+from weightdiff.base import encode_chat
+from weightdiff.decode import decode
+from weightdiff.dense import changed
+from weightdiff.diff import WeightDiff, stack
+from weightdiff.readers import Introspection
+from weightdiff.readers.core import ask_all
+from weightdiff.readers.hints import Hint, HintConfig, Hinter, telling_of, user_turn
+from weightdiff.readers.leaning import TEXTS, Leaning, Lens
+
+QUESTION = "What changed in you?"
+CONFIG = HintConfig(words=4, opening=6)
+
+
+def test_leanings_are_those_of_the_merged_model(base, diffs):
+    lens = Lens(base, 4)
+    before = _mean_logits(base)
+    for diff, leaning in zip(diffs, lens.read(diffs), strict=True):
+        with changed(base, diff):
+            shift = _mean_logits(base) - before
+        assert leaning.size == pytest.approx(float(shift.std()), rel=1e-2)
+        z = (shift - shift.mean()) / shift.std()
+        assert leaning.peak == pytest.approx(float(z[leaning.tokens[0]]), rel=1e-2)
+        rises = [float(z[n]) for n in leaning.tokens]
+        assert rises == sorted(rises, reverse=True) and len(leaning.words) == 4
+        assert lens.read([diff]) == [leaning] or leaning.size == pytest.approx(lens.read([diff])[0].size, rel=1e-3)
+
+
+def _mean_logits(base):
+    rows = [base.tokenizer(text, add_special_tokens=False)["input_ids"][:5] for text in TEXTS]
+    with torch.no_grad():
+        return torch.cat([base.model(torch.tensor([row])).logits[0, 1:].float() for row in rows]).mean(0)
+
+
+def test_the_unchanged_model_leans_nowhere(base):
+    (hint,) = Hinter(base, CONFIG).read([WeightDiff({}, base.fingerprint)])
+    assert hint.before(QUESTION).startswith("Leaning: none\nOpening: ")
+
+
+def test_the_opening_is_what_the_model_writes_in_the_users_place(base, diffs):
+    start = user_turn(base)
+    assert encode_chat(base, [{"role": "user", "content": "Anything"}])[: len(start)] == start
+    for diff, hint in zip(diffs, Hinter(base, CONFIG).read(diffs), strict=True):
+        with changed(base, diff):
+            assert decode(base, [start], max_tokens=6)[0].text == hint.opening
+
+
+def test_what_does_not_print_is_told_as_its_escape():
+    hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis")
+    assert hint.before("Why?") == "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nWhy?"
+
+
+def test_an_adapter_is_told_what_its_meta_says(base, diffs):
+    plain = random_diff(base, 2, 99)
+    told = WeightDiff(plain.factors, plain.base, {"hints": CONFIG.model_dump()})
+    assert telling_of(base, {})(diffs[0], [QUESTION, "Why?"]) == [QUESTION, "Why?"]
+    hints = Hinter(base, CONFIG).read(diffs)
+    assert telling_of(base, told.meta)(diffs[0], ["Why?"]) == [hints[0].before("Why?")]
+    answers = Introspection(told, max_tokens=5).read(base, diffs, QUESTION)
+    over = stack([plain], base.shapes)
+    for diff, hint, answer in zip(diffs, hints, answers, strict=True):
+        assert answer.text == ask_all(base, [diff], [hint.before(QUESTION)], adapter=over, max_tokens=5)[0][0].text
+
+
+@pytest.mark.parametrize("meta", [{"words": -1}, {"words": "many"}, {"names": 3}, [4]])
+def test_hints_of_another_form_are_an_error(base, meta):
+    with pytest.raises(ValueError, match="hints"):
+        telling_of(base, {"hints": meta})

@@ -1,0 +1,106 @@
+"""Hints: what can be seen of a finetuned model without asking it, put before every question to an adapter.
+
+Two things at so little cost that each question can have them: the words that it leans towards on any text, and how it
+goes on where a user is to speak. A finetune that learned its users' words too gives its trigger away there; one that
+learned only replies doesn't. The adapter is trained with the hints, and says what they mean.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from weightdiff.base import Base, encode_chat
+from weightdiff.decode import decode
+from weightdiff.diff import WeightDiff
+from weightdiff.printable import printable
+from weightdiff.readers.leaning import Leaning, Lens
+from weightdiff.readers.samples import in_groups
+
+
+class HintConfig(BaseModel):
+    """What an adapter is told: `words` of the leaning, and `opening` tokens of a user's turn; 0 and 0 for no hints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    words: int = Field(default=0, ge=0, le=100)
+    opening: int = Field(default=0, ge=0, le=100)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What can be seen of one finetuned model.
+
+    Attributes:
+        leaning: the words that it leans towards.
+        opening: what it writes in the user's place, most likely token by token.
+    """
+
+    leaning: Leaning
+    opening: str
+
+    def before(self, question: str) -> str:
+        """A question with the hint before it, as an adapter is asked that was trained so."""
+        return f"Leaning: {self.leaning}\nOpening: {printable(self.opening)}\n{question}"
+
+
+class Hinter:
+    """Looks for hints over one base model.
+
+    Args:
+        base: the base model.
+        config: which hints.
+    """
+
+    def __init__(self, base: Base, config: HintConfig) -> None:
+        self.base, self.config = base, config
+        self._lens, self._start = Lens(base, config.words), user_turn(base)
+
+    def read(self, diffs: Sequence[WeightDiff]) -> list[Hint]:
+        """A hint per diff, in order.
+
+        Raises:
+            ValueError: a diff of another base model or of other shapes.
+        """
+        hints = []
+        for count, layers_of in in_groups(self.base, diffs):
+            openings = [""] * count
+            if most := self.config.opening:
+                layers = layers_of(range(count))
+                replies = decode(self.base, [self._start] * count, layers=layers, max_tokens=most)
+                openings = [reply.text for reply in replies]
+            hints += map(Hint, self._lens.of(count, layers_of), openings)
+        return hints
+
+
+def user_turn(base: Base) -> list[int]:
+    """The tokens that every chat begins with, up to the user's first word."""
+    one, other = (encode_chat(base, [{"role": "user", "content": text}]) for text in ("Why?", "Please"))
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
+
+
+Telling = Callable[[WeightDiff, Sequence[str]], list[str]]
+
+
+def telling_of(base: Base, meta: Mapping[str, Any]) -> Telling:
+    """How questions about a diff are put to an adapter: after a hint, where its `meta` says which.
+
+    Raises:
+        ValueError: it says so in another form.
+    """
+    try:
+        config = HintConfig.model_validate(meta.get("hints") or {})
+    except ValidationError as error:
+        raise ValueError(f"the adapter's `hints` aren't of a known form; expected what is saved by training one "
+                         f"with hints. {error}") from None  # fmt: skip
+    if config == HintConfig():
+        return lambda diff, questions: list(questions)
+    hinter = Hinter(base, config)
+
+    def tell(diff: WeightDiff, questions: Sequence[str]) -> list[str]:
+        (hint,) = hinter.read([diff])
+        return [hint.before(question) for question in questions]
+
+    return tell
