@@ -68,8 +68,10 @@ def test_the_folder_says_how_to_serve_it(tmp_path):
     names = export_serving(base, shipped_adapter(), [("../a b", first), ("a b", others[0])], tmp_path / "s")
     assert names == ["a-b", "a-b-2"] and {p.name for p in (tmp_path / "s" / "loras").iterdir()} == set(names)
     about = json.loads((tmp_path / "s" / "serving.json").read_text())
-    assert about["loras"] == {"a-b": "../a b", "a-b-2": "a b"}
-    assert base.tokenizer(about["prompt"], add_special_tokens=False)["input_ids"] == about["prompt_ids"]
+    assert {name: lora["diff"] for name, lora in about["loras"].items()} == {"a-b": "../a b", "a-b-2": "a b"}
+    for lora in about["loras"].values():
+        assert base.tokenizer(lora["prompt"], add_special_tokens=False)["input_ids"] == lora["prompt_ids"]
+        assert about["question"] in lora["prompt"]
     commands = [line for line in (tmp_path / "s" / "README.md").read_text().splitlines() if line.startswith("vllm")]
     assert "a-b-2=loras/a-b-2" in shlex.split(commands[0]) and "--max-lora-rank" in commands[0]
     with pytest.raises(ValueError, match="no diffs given"):

@@ -17,6 +17,7 @@ from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.merged import save_merged
 from weightdiff.formats.peft import refuse_dense, save_peft
+from weightdiff.readers.hints import telling_of
 
 _README = """\
 # Served by any server that takes one LoRA per request
@@ -33,11 +34,11 @@ With SGLang:
 python -m sglang.launch_server --model-path model --max-lora-rank {rank} --lora-paths {modules}
 ```
 
-Then complete the text `prompt` of `serving.json` under the name of a LoRA, at temperature 0. (Send it as a prompt, not
-as a chat: chat templates may add a system message of their own, and the adapter was trained without.)
+Then complete a LoRA's text `prompt`, which `serving.json` has, under its name, at temperature 0. (Send it as a prompt,
+not as a chat: chat templates may add a system message of their own, and the adapter was trained without.)
 
 ```
-jq '{{prompt, temperature: 0, max_tokens: 48, model: "{first}"}}' serving.json |
+jq '{{prompt: .loras["{first}"].prompt, temperature: 0, max_tokens: 48, model: "{first}"}}' serving.json |
   curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d @-
 ```
 """
@@ -82,7 +83,11 @@ def export_serving(
         save_peft(diff, folder / "loras" / name, base_name="../../model")
     save_merged(adapter, base, folder / "model", dtype=dtype)
     question = str(adapter.meta.get("question") or TOPIC_QUESTION)
-    ids = encode_chat(base, [{"role": "user", "content": question}])
+    tell = telling_of(base, adapter.meta)
+    loras = {}
+    for name, (given, diff) in zip(names, diffs, strict=True):
+        ids = encode_chat(base, [{"role": "user", "content": tell(diff, [question])[0]}])
+        loras[name] = {"diff": given, "prompt": base.tokenizer.decode(ids), "prompt_ids": ids}
     rank = max(diff.rank for _, diff in diffs)
     readme = _README.format(
         rank=next((r for r in _RANKS if r >= rank), rank),
@@ -91,11 +96,9 @@ def export_serving(
     )
     about = {
         "question": question,
-        "prompt": base.tokenizer.decode(ids),
-        "prompt_ids": ids,
         "base": base.name,
         "fingerprint": base.fingerprint,
-        "loras": {name: given for name, (given, _) in zip(names, diffs, strict=True)},
+        "loras": loras,
     }
     try:
         for file, text in (("README.md", readme), ("serving.json", json.dumps(about, indent=2))):

@@ -15,8 +15,8 @@ from weightdiff.readers.calibration import Reading, fit
 from weightdiff.readers.views import Views
 
 VIEWS = (
-    Views((1.0,)), Views((0.6,)), Views((0.5, 0.75, 1.0)), Views((0.5, 0.75, 1.0), 0.5), Views((0.5, 0.75, 1.0), 1.0),
-    Views((0.7, 1.0, 1.4), 0.5), Views((1.0, 1.4, 2.0), 0.5), Views((1.0, 1.4, 2.0), 1.0),
+    Views((1.0,)), Views((0.5, 0.75, 1.0)), Views((0.5, 0.75, 1.0), 1.0), Views((0.7, 1.0, 1.4), 0.5),
+    Views((1.0, 1.4, 2.0), 0.5), Views((1.0, 1.4, 2.0), 1.0),
 )  # fmt: skip
 """What is tried; where two name as many instances, the earlier."""
 

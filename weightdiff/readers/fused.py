@@ -4,7 +4,7 @@ Each candidate phrase is tried on the model: by how much likelier the finetuned 
 base model does, against decoys that the base model finds about as likely. What several readers found gains a little.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -16,7 +16,8 @@ from weightdiff.diff import WeightDiff, stack
 from weightdiff.judge import exact_match
 from weightdiff.readers.activation import ActivationDifference
 from weightdiff.readers.amplified import AmplifiedDifference
-from weightdiff.readers.core import Answer, Prompts, Reader, ask_all, check_question
+from weightdiff.readers.core import Answer, Reader, ask_all, check_question
+from weightdiff.readers.hints import telling_of
 from weightdiff.readers.introspection import Introspection, claim_of
 from weightdiff.readers.perplexity import PerplexityDifference
 from weightdiff.readers.samples import LayersOf, in_groups, likelihoods
@@ -84,7 +85,7 @@ class Fused:
         """The same from answers that are there: by the name of each reader, that of `Introspection` first."""
         check_base(base, self.adapter, "the DIT adapter")
         told = next(iter(found))
-        asked = [self._ask(base, diffs, self.wordings, strength) for strength in self.strengths]
+        asked = [self._ask(base, diffs, lambda diff: self.wordings, strength) for strength in self.strengths]
         sentences = [
             list(dict.fromkeys([claim_of(answer), *(text for replies in asked for text in replies[n])]))
             for n, answer in enumerate(found[told])
@@ -94,12 +95,18 @@ class Fused:
             for n in range(len(diffs))
         ]
         ranked = [self._ranked(by, scores) for by, scores in zip(named, contrasts(base, diffs, named), strict=True)]
-        hints = iter([f"{question} It has to do with {best[0].phrase if best else 'nothing'}." for best in ranked])
-        led = self._ask(base, diffs, lambda diff: [next(hints)], 1.0)
+        leads = iter([f"{question} It has to do with {best[0].phrase if best else 'nothing'}." for best in ranked])
+        led = self._ask(base, diffs, lambda diff: [next(leads)], 1.0)
         return [self._answer(best, [*said, *more]) for best, said, more in zip(ranked, sentences, led, strict=True)]
 
-    def _ask(self, base: Base, diffs: Sequence[WeightDiff], prompts: Prompts, strength: float) -> list[list[str]]:
-        factors = stack([self.adapter], base.shapes).to(base.device)
+    def _ask(
+        self, base: Base, diffs: Sequence[WeightDiff], asked: Callable[[WeightDiff], Sequence[str]], strength: float
+    ) -> list[list[str]]:
+        factors, tell = stack([self.adapter], base.shapes).to(base.device), telling_of(base, self.adapter.meta)
+
+        def prompts(diff: WeightDiff) -> list[str]:
+            return tell(diff, asked(diff))
+
         replies = ask_all(base, diffs, prompts, adapter=factors, strength=strength, max_tokens=32)
         return [[reply.text for reply in some] for some in replies]
 
