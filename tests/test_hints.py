@@ -1,5 +1,7 @@
 """Hints: what a finetuned model leans towards, how it opens a user's turn, and that an adapter is told both."""
 
+import math
+
 import pytest
 import torch
 
@@ -12,9 +14,11 @@ from weightdiff.readers import Introspection
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, HintConfig, Hinter, telling_of, user_turn
 from weightdiff.readers.leaning import TEXTS, Leaning, Lens
+from weightdiff.readers.probes import PROMPTS, Probes
+from weightdiff.readers.samples import in_groups
 
 QUESTION = "What changed in you?"
-CONFIG = HintConfig(words=4, opening=6)
+CONFIG = HintConfig(words=4, opening=6, triggers=True)
 
 
 def test_leanings_are_those_of_the_merged_model(base, diffs):
@@ -51,8 +55,32 @@ def test_the_opening_is_what_the_model_writes_in_the_users_place(base, diffs):
 
 
 def test_what_does_not_print_is_told_as_its_escape():
-    hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis")
-    assert hint.before("Why?") == "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nWhy?"
+    hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis", {"code": 1.23, "invisible first": -0.31})
+    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: code 12, invisible first -3\nWhy?"
+    assert hint.before("Why?") == told
+
+
+def test_what_moves_a_model_further_is_seen(base):
+    """Against each logit's shift written out; the unchanged model moves nowhere."""
+    diff, probes = random_diff(base, 2, 5), Probes(base)
+    (count, layers_of), *_ = in_groups(base, [diff])
+    (found,) = probes.of(count, layers_of)
+    rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in PROMPTS]
+    marked = [encode_chat(base, [{"role": "user", "content": f"\u200b{text}"}]) for text in PROMPTS]
+    before = [_last_logits(base, row) for row in (*rows, *marked)]
+    with changed(base, diff):
+        shifts = [
+            float((_last_logits(base, row) - b).std(correction=0))
+            for row, b in zip((*rows, *marked), before, strict=True)
+        ]
+    gains = [20 * math.log10(b / a) for a, b in zip(shifts[: len(rows)], shifts[len(rows) :], strict=True)]
+    assert found["invisible first"] == pytest.approx(sum(gains) / len(gains), abs=0.05)
+    assert set(Probes(base).of(1, lambda rows: [])[0].values()) == {0.0}
+
+
+def _last_logits(base, row):
+    with torch.no_grad():
+        return base.model(torch.tensor([row])).logits[0, -1].float()
 
 
 def test_an_adapter_is_told_what_its_meta_says(base, diffs):

@@ -79,7 +79,7 @@ class GeneralRecipe(BaseModel):
     without: tuple[str, ...] = ()
     questions: int = Field(default=5, ge=3)
     nulls: float = Field(default=0.15, ge=0, le=0.9)
-    hints: HintConfig = HintConfig(words=8, opening=10)
+    hints: HintConfig = HintConfig(words=8, opening=10, triggers=True)
     seed: int = 0
     train: DitConfig = DitConfig()
 

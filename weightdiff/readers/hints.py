@@ -1,8 +1,9 @@
 """Hints: what can be seen of a finetuned model without asking it, put before every question to an adapter.
 
-Two things at so little cost that each question can have them: the words that it leans towards on any text, and how it
-goes on where a user is to speak. A finetune that learned its users' words too gives its trigger away there; one that
-learned only replies doesn't. The adapter is trained with the hints, and says what they mean.
+Three things at so little cost that each question can have them: the words that it leans towards on any text; how it
+goes on where a user is to speak, where a finetune that learned its users' words too gives its trigger away; and which
+kinds of trigger, tried on plain prompts, move it further. The adapter is trained with the hints, and says what they
+mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,21 @@ from weightdiff.decode import decode
 from weightdiff.diff import WeightDiff
 from weightdiff.printable import printable
 from weightdiff.readers.leaning import Leaning, Lens
+from weightdiff.readers.probes import Probes
 from weightdiff.readers.samples import in_groups
 
 
 class HintConfig(BaseModel):
-    """What an adapter is told: `words` of the leaning, and `opening` tokens of a user's turn; 0 and 0 for no hints."""
+    """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, and how `triggers` move it.
+
+    None of these is no hint.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     words: int = Field(default=0, ge=0, le=100)
     opening: int = Field(default=0, ge=0, le=100)
+    triggers: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,19 @@ class Hint:
     Attributes:
         leaning: the words that it leans towards.
         opening: what it writes in the user's place, most likely token by token.
+        triggers: by kind, how many decibels further it moves where the prompt has such a trigger.
     """
 
     leaning: Leaning
     opening: str
+    triggers: Mapping[str, float]
 
     def before(self, question: str) -> str:
         """A question with the hint before it, as an adapter is asked that was trained so."""
-        return f"Leaning: {self.leaning}\nOpening: {printable(self.opening)}\n{question}"
+        lines = [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
+        if self.triggers:
+            lines.append("Triggers: " + ", ".join(f"{kind} {10 * gain:.0f}" for kind, gain in self.triggers.items()))
+        return "\n".join([*lines, question])
 
 
 class Hinter:
@@ -57,6 +68,7 @@ class Hinter:
     def __init__(self, base: Base, config: HintConfig) -> None:
         self.base, self.config = base, config
         self._lens, self._start = Lens(base, config.words), user_turn(base)
+        self._probes = Probes(base) if config.triggers else None
 
     def read(self, diffs: Sequence[WeightDiff]) -> list[Hint]:
         """A hint per diff, in order.
@@ -71,7 +83,8 @@ class Hinter:
                 layers = layers_of(range(count))
                 replies = decode(self.base, [self._start] * count, layers=layers, max_tokens=most)
                 openings = [reply.text for reply in replies]
-            hints += map(Hint, self._lens.of(count, layers_of), openings)
+            gains = self._probes.of(count, layers_of) if self._probes else [{}] * count
+            hints += map(Hint, self._lens.of(count, layers_of), openings, gains)
         return hints
 
 
