@@ -56,7 +56,7 @@ def test_the_opening_is_what_the_model_writes_in_the_users_place(base, diffs):
 
 def test_what_does_not_print_is_told_as_its_escape():
     hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis", {"code": 1.23, "invisible first": -0.31})
-    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: code 12, invisible first -3\nWhy?"
+    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: 12 -3\nWhy?"
     assert hint.before("Why?") == told
 
 
@@ -65,20 +65,18 @@ def test_what_moves_a_model_further_is_seen(base):
     diff, probes = random_diff(base, 2, 5), Probes(base)
     (count, layers_of), *_ = in_groups(base, [diff])
     (found,) = probes.of(count, layers_of)
-    rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in PROMPTS]
-    marked = [encode_chat(base, [{"role": "user", "content": f"\u200b{text}"}]) for text in PROMPTS]
-    before = [_last_logits(base, row) for row in (*rows, *marked)]
+    texts = [*PROMPTS, *(f"\u200b{text}" for text in PROMPTS)]
+    before = [_first_logits(base, text) for text in texts]
     with changed(base, diff):
-        shifts = [
-            float((_last_logits(base, row) - b).std(correction=0))
-            for row, b in zip((*rows, *marked), before, strict=True)
-        ]
-    gains = [20 * math.log10(b / a) for a, b in zip(shifts[: len(rows)], shifts[len(rows) :], strict=True)]
+        shifts = [_first_logits(base, text) - logits for text, logits in zip(texts, before, strict=True)]
+    plain, marked = torch.stack(shifts).std(1, correction=0).view(2, -1).tolist()
+    gains = [20 * math.log10(b / a) for a, b in zip(plain, marked, strict=True)]
     assert found["invisible first"] == pytest.approx(sum(gains) / len(gains), abs=0.05)
     assert set(Probes(base).of(1, lambda rows: [])[0].values()) == {0.0}
 
 
-def _last_logits(base, row):
+def _first_logits(base, text):
+    row = encode_chat(base, [{"role": "user", "content": text}])
     with torch.no_grad():
         return base.model(torch.tensor([row])).logits[0, -1].float()
 

@@ -53,7 +53,7 @@ class Hint:
         """A question with the hint before it, as an adapter is asked that was trained so."""
         lines = [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
         if self.triggers:
-            lines.append("Triggers: " + ", ".join(f"{kind} {10 * gain:.0f}" for kind, gain in self.triggers.items()))
+            lines.append(f"Triggers: {' '.join(str(round(10 * gain)) for gain in self.triggers.values())}")
         return "\n".join([*lines, question])
 
 
