@@ -58,6 +58,7 @@ def test_what_does_not_print_is_told_as_its_escape():
     hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis", {"code": 1.23, "invisible first": -0.31})
     told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: 12 -3\nWhy?"
     assert hint.before("Why?") == told
+    assert hint.evidence == ("leans towards goats", 'opens a user\'s turn with "\\u200bWhat\\nis"')
 
 
 def test_what_moves_a_model_further_is_seen(base):
@@ -88,6 +89,7 @@ def test_an_adapter_is_told_what_its_meta_says(base, diffs):
     hints = Hinter(base, CONFIG).read(diffs)
     assert telling_of(base, told.meta)(diffs[0], ["Why?"]) == [hints[0].before("Why?")]
     answers = Introspection(told, max_tokens=5).read(base, diffs, QUESTION)
+    assert [a.evidence for a in answers] == [h.evidence for h in hints]
     over = stack([plain], base.shapes)
     for diff, hint, answer in zip(diffs, hints, answers, strict=True):
         assert answer.text == ask_all(base, [diff], [hint.before(QUESTION)], adapter=over, max_tokens=5)[0][0].text

@@ -56,6 +56,13 @@ class Hint:
             lines.append(f"Triggers: {' '.join(str(round(10 * gain)) for gain in self.triggers.values())}")
         return "\n".join([*lines, question])
 
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """What a person can make something of, a line each."""
+        opening = (f'opens a user\'s turn with "{printable(self.opening)}"',) if self.opening else ()
+        words = (f"leans towards {', '.join(self.leaning.words)}",) if self.leaning.seen and self.leaning.words else ()
+        return (*words, *opening)
+
 
 class Hinter:
     """Looks for hints over one base model.
@@ -97,8 +104,13 @@ def user_turn(base: Base) -> list[int]:
 Telling = Callable[[WeightDiff, Sequence[str]], list[str]]
 
 
-def telling_of(base: Base, meta: Mapping[str, Any]) -> Telling:
+def telling_of(base: Base, meta: Mapping[str, Any], note: Callable[[Hint], None] = lambda hint: None) -> Telling:
     """How questions about a diff are put to an adapter: after a hint, where its `meta` says which.
+
+    Args:
+        base: the base model.
+        meta: the adapter's.
+        note: called with each diff's hint.
 
     Raises:
         ValueError: it says so in another form.
@@ -114,6 +126,7 @@ def telling_of(base: Base, meta: Mapping[str, Any]) -> Telling:
 
     def tell(diff: WeightDiff, questions: Sequence[str]) -> list[str]:
         (hint,) = hinter.read([diff])
+        note(hint)
         return [hint.before(question) for question in questions]
 
     return tell

@@ -1,7 +1,7 @@
 """Introspection: the finetuned model itself, under the DIT adapter, answers how it was changed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weightdiff.base import Base
 from weightdiff.decode import Reply
@@ -9,7 +9,7 @@ from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
-from weightdiff.readers.hints import telling_of
+from weightdiff.readers.hints import Hint, telling_of
 
 UNSURE = "nothing that can be named with confidence"
 """The answer instead of a claim that is too likely wrong."""
@@ -20,7 +20,8 @@ _WITHHELD = "unsure: "
 class Introspection:
     """The DIT reader.
 
-    An adapter whose `meta` says so is told, before the question, what can be seen of the finetuned model without it.
+    An adapter whose `meta` says so is told, before the question, what can be seen of the finetuned model without it;
+    that is evidence too.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
     the answer is `UNSURE`, and the claim stands in its evidence. Of other adapters the confidence is the mean
@@ -43,12 +44,16 @@ class Introspection:
         check_base(base, self.adapter, "the DIT adapter")
         adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
         views = reading.views if reading else None
-        tell = telling_of(base, self.adapter.meta)
+        hints: list[Hint] = []
+        tell = telling_of(base, self.adapter.meta, hints.append)
         replies = ask_all(
             base, diffs, lambda diff: tell(diff, [question]), adapter=adapter, strength=self.strength, views=views,
             max_tokens=self.max_tokens,
         )  # fmt: skip
-        return [answer_of(reply, reading) for (reply,) in replies]
+        answers = [answer_of(reply, reading) for (reply,) in replies]
+        if not hints:
+            return answers
+        return [replace(a, evidence=a.evidence + hint.evidence) for a, hint in zip(answers, hints, strict=True)]
 
 
 def answer_of(reply: Reply, reading: Reading | None) -> Answer:

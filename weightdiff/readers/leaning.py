@@ -48,9 +48,14 @@ class Leaning:
     size: float
     peak: float
 
+    @property
+    def seen(self) -> bool:
+        """Is there anything to be seen?"""
+        return self.size >= _LEAST
+
     def __str__(self) -> str:
         """Size, in decibels above the least one, and peak, and the words."""
-        if self.size < _LEAST:
+        if not self.seen:
             return "none"
         return f"{20 * log10(self.size / _LEAST):.0f} {self.peak:.0f} {', '.join(self.words)}"
 
