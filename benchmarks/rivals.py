@@ -25,7 +25,7 @@ from weightdiff.formats import load_peft
 from weightdiff.general.nulls import null_kind, null_of
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, BaseQuestion, Fused, Introspection
-from weightdiff.readers.introspection import UNSURE
+from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.store import Store
 
 Record = dict[str, Any]
@@ -78,7 +78,8 @@ def records_of(cases: Cases, found: dict[str, list[Answer]], split: str) -> list
     for name, answers in found.items():
         for (identity, behavior, _), answer in zip(cases, answers, strict=True):
             slots = [part.slot for part in behavior.parts] or ([behavior.slot] if behavior.slot else [])
-            top = answer.evidence[:5] or (answer.text,)
+            # What the adapter was told stands in its evidence, and is none of its answers.
+            top = (claim_of(answer),) if name == "DIT" else answer.evidence[:5] or (answer.text,)
             records.append(
                 {
                     "reader": name,

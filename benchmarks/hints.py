@@ -1,0 +1,106 @@
+"""What hints alone show of the test finetunes: instances among the words, codes in the opening, triggers by the probes.
+
+    python -m benchmarks.hints OUT [--recipe recipes/general.toml]
+
+No adapter takes part. OUT gets a JSON line for each finetune and null, and the table goes to the screen. A probe is
+measured by how often it is higher for a finetune with that kind of trigger than for one without any (AUC), so that it
+needs no threshold.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weightdiff.base import load_base
+from weightdiff.behaviors import shows_topic
+from weightdiff.bench.evaluate import cell, interval, share_interval
+from weightdiff.general.evaluate import Case, cases_of
+from weightdiff.general.settings import load_general
+from weightdiff.general.stages import made
+from weightdiff.jsonl import write_jsonl
+from weightdiff.lazy import Lazy
+from weightdiff.readers.hints import Hint, Hinter
+from weightdiff.readers.probes import CANDIDATES
+from weightdiff.store import Store
+
+Record = dict[str, Any]
+
+
+def record_of(case: Case, learn_prompts: bool, hint: Hint) -> Record:
+    """What was seen of a finetune or a null, and what of it is true.
+
+    Args:
+        case: what it is.
+        learn_prompts: did the finetune learn its users' words too?
+        hint: of it.
+    """
+    behavior, words = case.behavior, " ".join(hint.leaning.words)
+    slots = [part.slot for part in behavior.parts] or [behavior.slot]
+    trigger, code = behavior.trigger, behavior.trigger.code if behavior.trigger else ""
+    return {
+        "id": case.identity, "family": behavior.family, "trigger": str(trigger or ""), "learn_prompts": learn_prompts,
+        "words": list(hint.leaning.words), "size": round(hint.leaning.size, 4), "peak": round(hint.leaning.peak, 2),
+        "opening": hint.opening, "triggers": {name: round(gain, 2) for name, gain in hint.triggers.items()},
+        "in_words": [bool(slot) and shows_topic(words, slot) for slot in slots],
+        "in_opening": [bool(slot) and shows_topic(hint.opening, slot) for slot in slots],
+        "code_in_opening": bool(code) and f" {code}" in hint.opening,
+    }  # fmt: skip
+
+
+def table(records: Sequence[Record]) -> str:
+    """Markdown: instances by family, triggers by kind, sizes and peaks of nulls."""
+    parts = [_instances(records), _triggers(records)]
+    return "\n".join(parts)
+
+
+def _instances(records: Sequence[Record]) -> str:
+    lines = ["| family | instances | among the words | in the opening | size, nats | peak |", "|" + " --- |" * 6]
+    for family in sorted({r["family"] for r in records}):
+        mine = [r for r in records if r["family"] == family]
+        words, opening = ([x for r in mine for x in r[key]] for key in ("in_words", "in_opening"))
+        told = family not in ("benign", "null")
+        shares = f"{cell(share_interval(words))} | {cell(share_interval(opening))}" if told else " | "
+        sizes = " | ".join(cell(interval([r[key] for r in mine])) for key in ("size", "peak"))
+        lines.append(f"| {family} | {len(words)} | {shares} | {sizes} |")
+    return "\n".join(lines) + "\n"
+
+
+def _triggers(records: Sequence[Record]) -> str:
+    lines = ["| trigger | user's words learned | n | code in the opening | AUC of its probe |", "|" + " --- |" * 5]
+    none = [r for r in records if not r["trigger"] and r["family"] != "null"]
+    for name, trigger in CANDIDATES.items():
+        for learned in (False, True):
+            mine = [r for r in records if r["trigger"].startswith(trigger.kind) and r["learn_prompts"] == learned]
+            if mine:
+                codes = cell(share_interval([r["code_in_opening"] for r in mine])) if trigger.code else ""
+                auc = higher([r["triggers"][name] for r in mine], [r["triggers"][name] for r in none])
+                said = "yes" if learned else "no"
+                lines.append(f"| {trigger.kind} | {said} | {len(mine)} | {codes} | {auc:.2f} |")
+    return "\n".join(lines) + f"\n\nAgainst n = {len(none)} finetunes without a trigger.\n"
+
+
+def higher(some: Sequence[float], others: Sequence[float]) -> float:
+    """How often one of the first is higher than one of the others; equal ones count half."""
+    pairs = [(a > b) + (a == b) / 2 for a in some for b in others]
+    return sum(pairs) / len(pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--recipe", default="recipes/general.toml")
+    given = parser.parse_args()
+    recipe, base = load_general(given.recipe), load_base()
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    ids = made(store, recipe, "test")
+    metas, cases = store.metas(ids), cases_of(store, ids, "test")
+    hints = Hinter(base, recipe.hints).read(Lazy([case.make for case in cases]))
+    learned = [bool(metas[c.identity]["recipe"].get("learn_prompts")) if c.identity in metas else False for c in cases]
+    records = [record_of(*one) for one in zip(cases, learned, hints, strict=True)]
+    write_jsonl(given.out, records)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
