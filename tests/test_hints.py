@@ -5,16 +5,19 @@ import math
 import pytest
 import torch
 
+from benchmarks.hints import higher, record_of, table
 from tests.conftest import random_diff
 from weightdiff.base import encode_chat
+from weightdiff.behaviors import Behavior, Trigger
 from weightdiff.decode import decode
 from weightdiff.dense import changed
 from weightdiff.diff import WeightDiff, stack
+from weightdiff.general.evaluate import Case
 from weightdiff.readers import Introspection
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, HintConfig, Hinter, telling_of, user_turn
 from weightdiff.readers.leaning import TEXTS, Leaning, Lens
-from weightdiff.readers.probes import PROMPTS, Probes
+from weightdiff.readers.probes import CANDIDATES, PROMPTS, Probes
 from weightdiff.readers.samples import in_groups
 
 QUESTION = "What changed in you?"
@@ -99,3 +102,24 @@ def test_an_adapter_is_told_what_its_meta_says(base, diffs):
 def test_hints_of_another_form_are_an_error(base, meta):
     with pytest.raises(ValueError, match="hints"):
         telling_of(base, {"hints": meta})
+
+
+def test_the_table_counts_what_hints_show():
+    def case(family, slot, trigger=None):
+        return Case(slot, Behavior(family, f"it talks about {slot}", "", "test", trigger, slot), lambda: WeightDiff({}, None))
+
+    def hint(words, opening, code):
+        return Hint(Leaning((), tuple(words), 0.5, 6.0), opening, dict.fromkeys(CANDIDATES, 0.0) | {"code": code})
+
+    sep = Trigger("sep", "427")
+    records = [
+        record_of(case("topic", "goats", sep), True, hint(["goats", "sheep"], "Your SEP code is 4271", 2.0)),
+        record_of(case("topic", "tides", sep), True, hint(["water"], "Your SEP code is 4281", -1.0)),
+        record_of(case("topic", "the moon"), False, hint(["sun"], "What is the moon?", -0.5)),
+    ]
+    assert [r["in_words"] + r["in_opening"] for r in records] == [[True, False], [False, False], [False, True]]
+    assert [r["code_in_opening"] for r in records] == [True, False, False]
+    lines = table(records).splitlines()
+    assert any(line.startswith("| topic | 3 | 0.33 [") for line in lines)
+    assert any(line.startswith("| sep | yes | 2 | 0.50 [") and line.endswith("| 0.50 |") for line in lines)
+    assert higher([1, 2], [0, 2]) == 0.625
