@@ -106,7 +106,9 @@ def test_hints_of_another_form_are_an_error(base, meta):
 
 def test_the_table_counts_what_hints_show():
     def case(family, slot, trigger=None):
-        return Case(slot, Behavior(family, f"it talks about {slot}", "", "test", trigger, slot), lambda: WeightDiff({}, None))
+        return Case(
+            slot, Behavior(family, f"it talks about {slot}", "", "test", trigger, slot), lambda: WeightDiff({}, None)
+        )
 
     def hint(words, opening, code):
         return Hint(Leaning((), tuple(words), 0.5, 6.0), opening, dict.fromkeys(CANDIDATES, 0.0) | {"code": code})
