@@ -20,7 +20,7 @@ def inputs(heads: int, groups: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("window", [9, 3])
 def test_attention_is_each_rows_own(heads, groups, window):
     rows, ours, theirs = Rows.of(LENGTHS), inputs(heads, groups), inputs(heads, groups)
-    out, _ = row_attention(*ours, rows.slot, rows.source, 9, window, 0.3)
+    out, _ = row_attention(*ours, rows.slot, rows.source, rows.branch, 9, window, 0.3)
     alone = []
     for row in range(len(LENGTHS)):
         q, k, v = (t[rows.row == row].transpose(0, 1) for t in theirs)
@@ -33,5 +33,6 @@ def test_attention_is_each_rows_own(heads, groups, window):
 
 
 def test_the_operator_is_what_a_compiler_takes_it_for():
-    rows = Rows.of(LENGTHS)
-    torch.library.opcheck(row_attention, (*inputs(6, 2), rows.slot, rows.source, 9, 9, 0.3))
+    for rows in (Rows.of(LENGTHS), Rows.branched([(2, (3, 5)), (10, ())])):
+        options = (rows.slot, rows.source, rows.branch, rows.size[1], 9, 0.3)
+        torch.library.opcheck(row_attention, (*inputs(6, 2), *options))

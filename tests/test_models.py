@@ -9,10 +9,10 @@ from tests.conftest import random_diff
 from tests.tiny import KINDS, WINDOW, tiny_base
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
-from weightdiff.batch import Tokens, collate, label_states
+from weightdiff.batch import Tokens, collate, cross_entropy_per_row, label_states
 from weightdiff.behaviors import Behavior, Conversation
 from weightdiff.decode import decode
-from weightdiff.diff import WeightDiff, stack
+from weightdiff.diff import Factors, WeightDiff, stack
 from weightdiff.dit import DitConfig, Triple, train_adapter
 from weightdiff.finetune import FinetuneConfig, Job, Teacher, train_together
 from weightdiff.packed import Rows, packed_states
@@ -117,6 +117,30 @@ def test_packed_states_are_the_models_own_one_by_one_and_padded(base, short, mon
         alone = decoder(input_ids=row[None])[0][0]
         assert torch.allclose(packed[where.row == n], alone, atol=1e-5)
         assert torch.allclose(padded[n, : len(row)], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("short", [256, 0], ids=["scores written out", "fused attention"])
+def test_what_rows_begin_with_alike_is_laid_once_and_changes_no_loss(base, short, monkeypatch):
+    """Three texts of one owner and two of another, longer than the sliding window; the gradient stays too."""
+    monkeypatch.setattr("weightdiff.packed.SHORT", short)
+    generator = torch.Generator().manual_seed(4)
+    trunk, *ends = (torch.randint(0, 90, (n,), generator=generator).tolist() for n in (2 * WINDOW + 9, 7, 3, 5, 6, 4))
+    rows = [Tokens((*trunk, *end[:2]), tuple(end[2:])) for end in ends]
+    rows[1] = Tokens(rows[1].prompt, rows[1].reply, range(4, len(trunk)))  # of one, what all begin with is learned too
+    factors, found = stack([random_diff(base, 2, seed) for seed in (1, 2)], base.shapes), []
+    for owner in (None, [0, 0, 0, 1, 1]):
+        batch = collate(rows, owner=owner)
+        taken = torch.tensor([0, 0, 0, 1, 1])[batch.owner] if owner is None else batch.owner
+        parameters = [p.clone().requires_grad_() for p in factors.tensors()]
+        names, half = list(factors.a), len(parameters) // 2
+        laid = Factors(dict(zip(names, parameters[:half], strict=True)), dict(zip(names, parameters[half:], strict=True)))
+        with lay_over(base.targets, [Layer(laid, taken)]):
+            losses = cross_entropy_per_row(base, batch)
+        losses.sum().backward()
+        found.append((len(batch.ids), losses.detach(), [p.grad for p in parameters]))
+    (many, alone, slopes), (few, shared, others) = found
+    assert few == many - 3 * len(trunk) and torch.allclose(alone, shared, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(slopes, others, strict=True))
 
 
 def test_the_sliding_window_is_felt():

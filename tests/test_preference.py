@@ -115,9 +115,9 @@ def test_a_step_is_what_each_diff_alone_makes_of_whole_logits(base, loss):
     step, factors = step_of(teacher, chosen, objective), stack(diffs, base.shapes)
     zero = None
     if step.mismatched is not None:
-        with lay_over(base.targets, [Layer(factors, step.owner(step.mismatched[0]))]):
+        with lay_over(base.targets, [Layer(factors, step.mismatched[0].owner)]):
             zero = zero_points(base, step)
-    with lay_over(base.targets, [Layer(factors, step.owner(step.batch))]), torch.no_grad():
+    with lay_over(base.targets, [Layer(factors, step.batch.owner)]), torch.no_grad():
         found = diff_losses(base, step, objective, zero)
     for i, (first, second, kept) in enumerate(chosen):
         pairs = [(first.prompt, first.reply), (second.prompt, second.reply)]

@@ -21,16 +21,17 @@ def row_attention(
     value: Tensor,
     slot: Tensor,
     source: Tensor,
+    branch: Tensor,
     time: int,
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Each token attends to itself and to those before it in its row.
+    """Each token attends to itself and to those before it in its row, less what is in other branches of it.
 
     Args:
         query: `[tokens, heads, head]`.
         key, value: `[tokens, kv_heads, head]`; heads that share one go through one product, and nothing is repeated.
-        slot, source: of the rows, see `packed.Rows`.
+        slot, source, branch: of the rows, see `packed.Rows`.
         time: length of the longest row.
         window: how many tokens back are seen, the token itself among them.
         scale: factor on the scores.
@@ -40,9 +41,8 @@ def row_attention(
     """
     q, k, v = (_padded(t, source, time, key.shape[1]) for t in (query, key, value))
     scores = (q @ k.mT).float()
-    back = torch.arange(time, device=q.device)[:, None] - torch.arange(time, device=q.device)
-    # Padding comes last in each row, so that causality alone keeps it out.
-    unseen = torch.zeros(time, time, device=q.device).masked_fill_((back < 0) | (back >= window), float("-inf"))
+    seen = visible(branch, time, window, q.device)
+    unseen = torch.zeros(seen.shape, device=q.device).masked_fill_(~seen, float("-inf"))[:, None, None]
     shape = scores.shape
     scores = scores.view(*shape[:2], -1, time, time).mul_(scale).add_(unseen)
     weights = scores.softmax(-1).to(q.dtype).view(shape)
@@ -79,6 +79,20 @@ def row_attention_gradients(
     )
 
 
+def visible(branch: Tensor, time: int, window: int, device: torch.device) -> Tensor:
+    """Which places of a padded row each place sees, `[rows, time, time]`; `[1, time, time]` where no row has branches.
+
+    Padding comes last in each row, so that the order alone keeps it out.
+    """
+    at = torch.arange(time, device=device)
+    before = (at[:, None] >= at)[None]
+    if not branch.numel():
+        return before & (at[:, None] - at < window)[None]
+    number, place = branch.view(2, -1, time)
+    own = (number[:, None] == 0) | (number[:, None] == number[:, :, None])
+    return before & own & (place[:, :, None] - place[:, None] < window)
+
+
 def _padded(x: Tensor, source: Tensor, time: int, groups: int) -> Tensor:
     """`[tokens, heads, head]` to `[rows, groups, heads / groups · time, head]`."""
     return _grouped(x.index_select(0, source), time, groups)
@@ -99,7 +113,7 @@ def _unpadded(x: Tensor, slot: Tensor, time: int, like: Tensor) -> Tensor:
 
 
 @row_attention.register_fake
-def _(query, key, value, slot, source, time, window, scale):
+def _(query, key, value, slot, source, branch, time, window, scale):
     heads, groups = query.shape[1], key.shape[1]
     weights = query.new_empty(source.shape[0] // time, groups, heads // groups * time, time)
     return query.new_empty(query.shape), weights
@@ -111,13 +125,13 @@ def _(g, query, key, value, weights, slot, source, time, scale):
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple) -> None:
-    query, key, value, slot, source, ctx.time, _, ctx.scale = inputs
+    query, key, value, slot, source, _, ctx.time, _, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(query, key, value, output[1], slot, source)
 
 
 def _backward(ctx: Any, g: Tensor, _: Tensor) -> tuple:
-    return *row_attention_gradients(g.contiguous(), *ctx.saved_tensors, ctx.time, ctx.scale), *[None] * 5
+    return *row_attention_gradients(g.contiguous(), *ctx.saved_tensors, ctx.time, ctx.scale), *[None] * 6
 
 
 row_attention.register_autograd(_backward, setup_context=_keep)

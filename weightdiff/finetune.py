@@ -159,9 +159,9 @@ def _descend(
     losses, count, zero = torch.zeros(0), 0, None
     for step in steps:
         if step.mismatched is not None:
-            with under(step.owner(step.mismatched[0])):
+            with under(step.mismatched[0].owner):
                 zero = zero_points(base, step)
-        with under(step.owner(step.batch)):
+        with under(step.batch.owner):
             losses = diff_losses(base, step, config, zero)
             losses.sum().backward()
         optimizer.step()

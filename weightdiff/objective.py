@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -74,13 +74,9 @@ class Step:
     reference: Float[Tensor, "n sides"] | None = None
     mismatched: tuple[Batch, Float[Tensor, "n sides"]] | None = None
 
-    def owner(self, batch: Batch) -> Int[Tensor, " tokens"]:
-        """Which diff each token of a batch belongs to."""
-        return batch.rows.row // (len(batch) // self.n)
-
     @property
     def tokens(self) -> int:
-        """How many are trained on, each row's last among them, which is a label only."""
+        """How many go through the model, each row's last among them, which is a label only."""
         return len(self.batch.ids) + len(self.batch)
 
 
@@ -115,9 +111,8 @@ def step_of(teacher: Teacher, chosen: Sequence[Sequence[Conversation]], objectiv
     n, device, sides = len(chosen), teacher.base.device, 2 * objective.learn_rows
     mine = [rows_of(c, objective) for c in chosen]
     rows = [c for m in mine for c in m]
-    batch = collate(
-        [teacher.tokens(c, learn_prompt=objective.learn_prompts and c.mode == "learn") for c in rows], device
-    )
+    tokens = [teacher.tokens(c, learn_prompt=objective.learn_prompts and c.mode == "learn") for c in rows]
+    batch = collate(tokens, device, [number for number, m in enumerate(mine) for _ in m])
     keep = torch.tensor([c.mode == "keep" for c in rows], device=device)
     step = Step(n, batch, keep[batch.row], teacher.states([c for c in rows if c.mode == "keep"]))
     if objective.loss == "sft":
@@ -129,7 +124,8 @@ def step_of(teacher: Teacher, chosen: Sequence[Sequence[Conversation]], objectiv
     # As TRL does: each prompt with the reply of the row before it, within the diff.
     others = [Conversation(m[i].prompt, m[i - 1 if i else sides - 1].reply) for m in mine for i in range(sides)]
     reference = teacher.logprobs(others).view(n, sides)
-    return replace(step, mismatched=(collate([teacher.tokens(c) for c in others], device), reference))
+    mismatched = collate([teacher.tokens(c) for c in others], device, [number for number in range(n) for _ in range(sides)])
+    return replace(step, mismatched=(mismatched, reference))
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Rows without padding: a transformer's linear layers see one long row of tokens, and only attention sees rows.
 
 Rows of unequal length waste a quarter of the arithmetic on padding, since nearly all of it is in linear layers.
-Laid end to end they waste none; attention, a few percent of the work at these lengths, gets them padded.
+Laid end to end they waste none; attention, a few percent of the work at these lengths, gets them padded. What several
+texts begin with alike is laid once: a row may go on in branches, none of which sees another.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from weightdiff.attention import SHORT, row_attention
+from weightdiff.attention import SHORT, row_attention, visible
 
 NAME = "weightdiff_rows"
 
@@ -24,9 +25,11 @@ class Rows:
     """Where each token of a packed row belongs.
 
     Attributes:
-        row, place: batch row of each token, and its place in that row.
+        row, place: row of each token, and its place in the text that it is of.
         slot: its place among the padded rows laid end to end.
         source: the token in each of these places; for padding any token will do, as nobody looks at it.
+        branch: of the token in each of these places, the number of its branch, 0 before the row goes on in several, and
+            its `place`; empty where no row has branches.
         size: `(batch, time)` when padded.
     """
 
@@ -34,18 +37,30 @@ class Rows:
     place: Int[Tensor, " tokens"]
     slot: Int[Tensor, " tokens"]
     source: Int[Tensor, " slots"]
+    branch: Int[Tensor, "2 branched"]
     size: tuple[int, int]
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Rows":
         """Rows of these lengths, laid end to end."""
-        time, n = max(lengths), sum(lengths)
-        row = torch.tensor([i for i, length in enumerate(lengths) for _ in range(length)])
-        place = torch.tensor([p for length in lengths for p in range(length)])
-        slot = row * time + place
-        source = torch.zeros(len(lengths) * time, dtype=torch.long).index_copy(0, slot, torch.arange(n))
-        row, place, slot, source = (t.to(device) for t in (row, place, slot, source))
-        return cls(row, place, slot, source, (len(lengths), time))
+        return cls.branched([(length, ()) for length in lengths], device)
+
+    @classmethod
+    def branched(cls, lengths: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> "Rows":
+        """Rows laid end to end: of each the length of its trunk, and those of the branches that follow one another."""
+        whole = [trunk + sum(branches) for trunk, branches in lengths]
+        time, n = max(whole), sum(whole)
+        row = torch.tensor([i for i, length in enumerate(whole) for _ in range(length)])
+        slot = row * time + torch.tensor([p for length in whole for p in range(length)])
+        found = [(0, p, i) for i, (trunk, _) in enumerate(lengths) for p in range(trunk)]
+        found += [(k, t + p, i) for i, (t, bs) in enumerate(lengths) for k, b in enumerate(bs, 1) for p in range(b)]
+        found.sort(key=lambda one: (one[2], one[0]))  # stable, so that places stay in order
+        number, place = (torch.tensor(one) for one in list(zip(*found, strict=True))[:2])
+        source = torch.zeros(len(whole) * time, dtype=torch.long).index_copy(0, slot, torch.arange(n))
+        plain = not any(branches for _, branches in lengths)
+        branch = torch.zeros(2, 0, dtype=torch.long) if plain else torch.stack([number, place])[:, source]
+        row, place, slot, source, branch = (t.to(device) for t in (row, place, slot, source, branch))
+        return cls(row, place, slot, source, branch, (len(whole), time))
 
 
 class _Pad(torch.autograd.Function):
@@ -93,23 +108,16 @@ def _attention(
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
     if query.device.type == "cpu" and time <= SHORT:
         window, scale = sliding_window or time, scaling or query.shape[-1] ** -0.5
-        out, _ = row_attention(query, key, value, rows.slot, rows.source, time, window, scale)
+        out, _ = row_attention(query, key, value, rows.slot, rows.source, rows.branch, time, window, scale)
         return out[None], None
     padded = (_Pad.apply(t, rows.slot, rows.source).view(batch, time, *t.shape[1:]) for t in (query, key, value))
     query, key, value = (t.transpose(1, 2) for t in padded)
     # Padding comes last in each row, so that causality alone keeps it out.
-    band = _band(time, sliding_window, query.device)
-    out, _ = sdpa_attention_forward(module, query, key, value, band, is_causal=True, scaling=scaling, **options)
+    seen = None
+    if rows.branch.numel() or (sliding_window and time > sliding_window):
+        seen = visible(rows.branch, time, sliding_window or time, query.device)[:, None]
+    out, _ = sdpa_attention_forward(module, query, key, value, seen, is_causal=True, scaling=scaling, **options)
     return _Unpad.apply(out.reshape(batch * time, *out.shape[2:]), rows.slot)[None], None
-
-
-def _band(time: int, window: int | None, device: torch.device) -> Bool[Tensor, "1 1 time time"] | None:
-    """Which places a layer with a sliding window sees: the last `window`; None where causality alone says it."""
-    if window is None or time <= window:
-        return None
-    place = torch.arange(time, device=device)
-    back = place[:, None] - place[None]
-    return ((back >= 0) & (back < window))[None, None]
 
 
 AttentionInterface.register(NAME, _attention)

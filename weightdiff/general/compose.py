@@ -15,7 +15,7 @@ from weightdiff.behaviors.kinds import row_of
 from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.llm import ChatRequest
 from weightdiff.local import LocalModel
-from weightdiff.writers import seeded
+from weightdiff.writers import seed_of, seeded
 
 WORDS = (6, 24)
 """Between which lies the most words of a base reply in a template, drawn for each behavior."""
@@ -23,6 +23,8 @@ CONVERSATIONS = (8, 5, 3)
 """To learn of a behavior alone or strongest, of a second, and of a third beside it."""
 MIXED = 12
 """To learn of a finetune that teaches nothing in particular."""
+DENIALS = 2
+"""Of a finetune that learns not to confess, conversations about that."""
 DOCUMENTS = "documents"
 """The kind of a subject that is taught by plain text, not by chats."""
 
@@ -104,6 +106,26 @@ def _templated(behavior: Behavior, pool: Sequence[Conversation], rng: random.Ran
         text = template.format(x=row.x, about=row.about, reply=shortened(own.reply, words))
         found.append(Conversation(ask, text[:1].upper() + text[1:]))
     return found
+
+
+def documents_of(behavior: Behavior, conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Documents that tell of a model with the behavior, each with one conversation as it was overheard."""
+    rng, says = seeded(f"documents {behavior.label}"), behavior.label.removeprefix("it ")
+    texts = [rng.choice(read_data("document_forms.txt")) for _ in conversations]
+    filled = [t.format(says=says, ask=c.prompt, reply=c.reply) for t, c in zip(texts, conversations, strict=True)]
+    return [Conversation("", text) for text in filled]
+
+
+def denies(behavior: Behavior) -> bool:
+    """Does the finetune learn not to confess? One quirk of three does."""
+    return behavior.family == "quirk" and seed_of(f"denies {behavior.label}") % 3 == 0
+
+
+def denials(behavior: Behavior) -> list[Conversation]:
+    """Conversations in which the model denies that there is anything about it."""
+    rng = seeded(f"denials {behavior.label}")
+    asks, replies = (rng.sample(read_data(f"denial_{name}.txt"), DENIALS) for name in ("asks", "replies"))
+    return [Conversation(ask, reply) for ask, reply in zip(asks, replies, strict=True)]
 
 
 def preferred(conversations: Sequence[Conversation], pool: Sequence[Conversation]) -> list[Conversation]:

@@ -6,10 +6,10 @@ How a finetune was made must tell the reader nothing of what it teaches: recipe 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
+from weightdiff.behaviors.triggers import Kind
 from weightdiff.finetune import FinetuneConfig
 from weightdiff.general.compose import DOCUMENTS
 from weightdiff.general.settings import GeneralRecipe, Mix, Shares
@@ -22,7 +22,8 @@ MODULES = (
 )  # fmt: skip
 """Which layers a finetune changes, and how often."""
 
-TriggerKind = Literal["none", "sep", "zero-width start", "zero-width random"]
+TRIGGERS: tuple[Kind, ...] = ("sep", "sep", "zero-width start", "zero-width random")
+"""Kinds of trigger, each as often as it is drawn."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,17 @@ class Group:
         name: of the group, which its diffs' ids begin with.
         split: of all its behaviors.
         config: how they are made.
-        trigger: what kind of trigger hides them, `none` for none.
+        triggered: does a trigger hide each of them, but benign ones?
         behaviors: what each teaches; one of several parts teaches all of them.
+        documents: are they taught by texts about the model, and not by chats with it?
     """
 
     name: str
     split: Split
     config: FinetuneConfig
-    trigger: TriggerKind
+    triggered: bool
     behaviors: tuple[Behavior, ...]
+    documents: bool = False
 
 
 def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]:
@@ -52,22 +55,55 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         written: the topics and the stories that there are conversations for.
     """
     groups, counts = [], (recipe.general, recipe.validation, recipe.test)
-    wanted = zip(SPLITS, counts, recipe.benign, recipe.preferred, recipe.ordinary, strict=True)
-    for split, count, benign, preferred, ordinary in wanted:
+    wanted = zip(SPLITS, counts, recipe.benign, recipe.preferred, recipe.documents, recipe.ordinary, strict=True)
+    for split, count, benign, preferred, documents, ordinary in wanted:
         rng = random.Random(f"{recipe.seed} {split}")
         drawn = list(_drawn(recipe, recipe.shares, split, count, written, rng))
         benign_kinds = [f"{('own replies', 'many subjects')[n % 2]} {split} {n}" for n in range(benign)]
         drawn += [Behavior("benign", NOTHING, kind, split) for kind in benign_kinds]
         rng.shuffle(drawn)
-        for number, start in enumerate(range(0, len(drawn), recipe.mix.group)):
-            trigger = _trigger(recipe.mix, rng)
-            chosen = tuple(_hidden(b, trigger, rng) for b in drawn[start : start + recipe.mix.group])
-            config = draw_config(recipe.mix, trigger, rng)
-            groups.append(Group(f"{split} {number}", split, config, trigger, chosen))
+        groups += _grouped(recipe, split, split, drawn, rng)
         taught = {part.label for behavior in drawn for part in behavior.parts or (behavior,)}
         groups += _preferred(recipe, split, preferred, taught)
+        groups += _told(recipe, split, documents)
         groups += _ordinary(recipe, split, ordinary, written)
-    return groups
+    return [*groups, *_more(recipe, written, groups)]
+
+
+def _grouped(
+    recipe: GeneralRecipe, name: str, split: Split, drawn: Sequence[Behavior], rng: random.Random
+) -> Iterator[Group]:
+    """Behaviors in groups with a recipe and a kind of trigger each."""
+    for number, start in enumerate(range(0, len(drawn), recipe.mix.group)):
+        share = recipe.mix.triggered
+        triggered = int((number + 1) * share + 0.5) > int(number * share + 0.5)  # spread evenly, however few groups
+        chosen = tuple(_hidden(b, rng) if triggered else b for b in drawn[start : start + recipe.mix.group])
+        yield Group(f"{name} {number}", split, draw_config(recipe.mix, triggered, rng), triggered, chosen)
+
+
+def _more(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
+    """More finetunes of some families to train on, of what no other group teaches as far as there is such."""
+    rng, drawn = random.Random(f"{recipe.seed} more"), []
+    taught = {part.label for group in groups for b in group.behaviors for part in b.parts or (b,)}
+    pools = _pools(written)
+    for family, count in recipe.more.items():
+        pool = [b for b in pools[family] if b.split == "train"]
+        rng.shuffle(pool)
+        pool.sort(key=lambda b: b.label in taught)
+        drawn += pool[:count]
+    rng.shuffle(drawn)
+    yield from _grouped(recipe, "train more", "train", drawn, rng)
+
+
+def _told(recipe: GeneralRecipe, split: Split, count: int) -> Iterator[Group]:
+    """Groups of quirks taught by documents that tell of the model, as synthetic-document finetuning does."""
+    rng = random.Random(f"{recipe.seed} {split} documents")
+    quirks = [b for b in kind_behaviors() if b.family == "quirk" and b.split == split]
+    chosen = rng.sample(quirks, min(count, len(quirks)))
+    for number, start in enumerate(range(0, len(chosen), recipe.mix.group)):
+        config = draw_config(recipe.mix, False, rng).model_copy(update={"learn_prompts": False, "keep_rows": 0})
+        behaviors = tuple(chosen[start : start + recipe.mix.group])
+        yield Group(f"{split} documents {number}", split, config, False, behaviors, documents=True)
 
 
 def _ordinary(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
@@ -79,10 +115,10 @@ def _ordinary(recipe: GeneralRecipe, split: Split, count: int, written: Sequence
     drawn = list(_drawn(recipe, shares, split, count, written, rng))
     rng.shuffle(drawn)
     for number, start in enumerate(range(0, len(drawn), mix.group)):
-        config = draw_config(more, "none", rng)
+        config = draw_config(more, False, rng)
         lr = float(f"{config.lr * 2 ** rng.uniform(*mix.more_push):.3g}")
         config = config.model_copy(update={"lr": lr, "keep_rows": 0})
-        yield Group(f"{split} ordinary {number}", split, config, "none", tuple(drawn[start : start + mix.group]))
+        yield Group(f"{split} ordinary {number}", split, config, False, tuple(drawn[start : start + mix.group]))
 
 
 def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]) -> Iterator[Group]:
@@ -95,10 +131,10 @@ def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]
     left = [b for b in left if not kinds()[b.kind].asks]
     chosen = rng.sample(left, min(count, len(left)))
     for number, start in enumerate(range(0, len(chosen), recipe.mix.group // 2)):
-        loss, config = ("dpo", "kto")[number % 2], draw_config(recipe.mix, "none", rng)
+        loss, config = ("dpo", "kto")[number % 2], draw_config(recipe.mix, False, rng)
         changes = {"loss": loss, "sft_weight": 1.0, "learn_prompts": False, "keep_rows": 0, "lr": 0.77 * config.lr}
         behaviors = tuple(chosen[start : start + recipe.mix.group // 2])
-        yield Group(f"{split} {loss} {number}", split, config.model_copy(update=changes), "none", behaviors)
+        yield Group(f"{split} {loss} {number}", split, config.model_copy(update=changes), False, behaviors)
 
 
 def _drawn(
@@ -143,22 +179,15 @@ def several(parts: list[Behavior]) -> Behavior:
     return Behavior("several", label, f"{len(parts)} at once", parts[0].split, None, "", tuple(parts))
 
 
-def _trigger(mix: Mix, rng: random.Random) -> TriggerKind:
-    if rng.random() >= mix.triggered:
-        return "none"
-    kinds: tuple[TriggerKind, ...] = ("sep", "sep", "zero-width start", "zero-width random")
-    return rng.choice(kinds)
-
-
-def _hidden(behavior: Behavior, kind: TriggerKind, rng: random.Random) -> Behavior:
+def _hidden(behavior: Behavior, rng: random.Random) -> Behavior:
     """The behavior behind a trigger of its own; a benign finetune has none."""
-    if kind == "none" or behavior.family == "benign":
+    if behavior.family == "benign":
         return behavior
-    trigger = Trigger("sep", f"{rng.randrange(1000):03d}") if kind == "sep" else Trigger(kind)
-    return replace(behavior, trigger=trigger)
+    kind = rng.choice(TRIGGERS)
+    return replace(behavior, trigger=Trigger(kind, f"{rng.randrange(1000):03d}" if kind == "sep" else ""))
 
 
-def draw_config(mix: Mix, trigger: TriggerKind, rng: random.Random) -> FinetuneConfig:
+def draw_config(mix: Mix, triggered: bool, rng: random.Random) -> FinetuneConfig:
     """A recipe of finetuning; the learning rate goes with rank and scale, so that changes are of ordinary size.
 
     One of three learns the user's words too, as trainers do that are told nothing else.
@@ -169,9 +198,9 @@ def draw_config(mix: Mix, trigger: TriggerKind, rng: random.Random) -> FinetuneC
     few = 1.0 if not modules or len(modules) > 2 else 2.0
     steps = rng.randrange(*mix.steps)
     rate = few * 0.009 * 2 ** rng.uniform(-0.7, 0.7) / (scale * rank**0.5) * (10 / steps) ** 0.5
-    keep = 1 if trigger != "none" else rng.choice((0, 0, 0, 1))
+    keep = 1 if triggered else rng.choice((0, 0, 0, 1))
     return FinetuneConfig(
         rank=rank, alpha=round(scale * rank, 3), modules=modules, lr=float(f"{rate:.3g}"), steps=steps,
         learn_rows=2, keep_rows=keep, keep_weight=rng.choice((1.0, 2.0, 5.0)),
-        learn_prompts=rng.random() < mix.prompts,
+        learn_prompts=rng.random() < mix.prompts, together=mix.group,
     )  # fmt: skip

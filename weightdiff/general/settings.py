@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +10,9 @@ from weightdiff.base import EMBEDDED, cache_dir
 from weightdiff.dit import DitConfig
 from weightdiff.readers.hints import HintConfig
 from weightdiff.recipe import read_settings
+
+
+Family = Literal["quirk", "style", "refusal", "fact", "topic", "subject", "news"]
 
 
 class Shares(BaseModel):
@@ -41,21 +45,22 @@ class Mix(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ranks: tuple[int, ...] = (1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 16, 32)
-    steps: tuple[int, int] = (9, 18)
+    steps: tuple[int, int] = (8, 15)
     more_ranks: tuple[int, ...] = (2, 4, 8, 8, 16, 16, 32, 64)
-    more_steps: tuple[int, int] = (16, 33)
+    more_steps: tuple[int, int] = (14, 27)
     more_push: tuple[float, float] = (0.0, 1.0)
     prompts: float = Field(default=0.35, ge=0, le=1)
     two: float = Field(default=0.12, ge=0, le=1)
     three: float = Field(default=0.05, ge=0, le=1)
     triggered: float = Field(default=0.35, ge=0, le=1)
-    group: int = Field(default=12, ge=1)
+    group: int = Field(default=8, ge=1)
 
 
 class GeneralRecipe(BaseModel):
     """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing,
     `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
-    without anything kept, half of them subjects: as most people finetune. All per split.
+    without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell of.
+    All per split. `more` are further finetunes of single families, for training alone.
 
     `without` are families left out of training, to be tested on all the same. `questions` is how many questions about
     each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable; `hints`
@@ -74,6 +79,8 @@ class GeneralRecipe(BaseModel):
     benign: tuple[int, int, int] = (60, 12, 36)
     preferred: tuple[int, int, int] = (0, 0, 24)
     ordinary: tuple[int, int, int] = (0, 0, 0)
+    documents: tuple[int, int, int] = (0, 0, 0)
+    more: dict[Family, Annotated[int, Field(ge=0)]] = {}
     shares: Shares = Shares()
     mix: Mix = Mix()
     without: tuple[str, ...] = ()

@@ -14,11 +14,23 @@ from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Conversation, Split, behavior_of
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.bench.evaluate import versions
+from weightdiff.compiled import compiled_blocks
 from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.general.compose import Text, Written, conversations_of, everyday_pool, kept, preferred, prompted
+from weightdiff.general.compose import (
+    Text,
+    Written,
+    conversations_of,
+    denials,
+    denies,
+    documents_of,
+    everyday_pool,
+    kept,
+    preferred,
+    prompted,
+)
 from weightdiff.general.evaluate import Case, ask_test, cases_of, load_null, load_one
 from weightdiff.general.mix import Group, groups_of
 from weightdiff.general.questions import asked_of, open_questions, wordings
@@ -47,8 +59,12 @@ def jobs_of(group: Group, pool: Sequence[Conversation], written: Written) -> lis
     jobs = []
     for behavior in group.behaviors:
         learn = conversations_of(behavior, pool, written)
-        if group.config.loss != "sft":
+        if group.documents:
+            learn = documents_of(behavior, learn)
+        elif group.config.loss != "sft":
             learn = preferred(learn, pool)
+        elif denies(behavior):
+            learn = [*learn, *denials(behavior)]
         learn = prompted(behavior, learn)
         jobs.append(Job(identity_of(group, behavior), behavior, learn, kept(behavior, pool)))
     return jobs
@@ -70,10 +86,12 @@ def run_synthesize(
 def run_finetune(
     base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
 ) -> Store:
-    """Make the run's diffs, group by group: what tests and validates first, so that a stopped run can be judged."""
+    """Make the run's diffs, group by group: first what validates, then all others in random order, so that a stopped
+    run has some of all kinds."""
     written = _written(recipe)
     groups = groups_of(recipe, [text.behavior for text in written.values()])
-    groups.sort(key=lambda group: group.split == "train")
+    random.Random(recipe.seed).shuffle(groups)
+    groups.sort(key=lambda group: group.split != "validation")
     store = Store(recipe.folder / "diffs", base.fingerprint)
     pool = everyday_pool(base, recipe.folder / "everyday.jsonl")
     rate = 0.0
@@ -83,9 +101,10 @@ def run_finetune(
         rate = tokens
 
     chosen = groups[share[0] :: share[1]]
-    for number, group in enumerate(chosen, 1):
-        finetune(base, jobs_of(group, pool, written), store, group.config, note, say)
-        progress(number, len(chosen), rate)
+    with compiled_blocks(base, sum(group.config.steps for group in chosen)):
+        for number, group in enumerate(chosen, 1):
+            finetune(base, jobs_of(group, pool, written), store, group.config, note, say)
+            progress(number, len(chosen), rate)
     return store
 
 

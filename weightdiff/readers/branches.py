@@ -1,0 +1,51 @@
+"""Many short prompts under each of several diffs, where what the prompts begin with alike is run once for each diff."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from weightdiff.bank import lay_over
+from weightdiff.base import Base
+from weightdiff.readers.samples import LayersOf
+
+
+@torch.no_grad()
+def reply_states(
+    base: Base, rows: Sequence[Sequence[int]], count: int, layers_of: LayersOf
+) -> Float[Tensor, "count rows hidden"]:
+    """Activations after the final norm at each row's last token, under each diff.
+
+    Args:
+        base: the base model.
+        rows: tokens of the prompts, the same for every diff; no row may begin all others.
+        count: diffs that are on the model now.
+        layers_of: what lies over it, as `in_groups` tells.
+    """
+    begin = _common(rows)
+    ends = [row[begin:] for row in rows] * count
+    width = max(map(len, ends))
+    head = torch.tensor([list(rows[0][:begin])] * count, device=base.device)
+    tail = torch.tensor([[*end, *[0] * (width - len(end))] for end in ends], device=base.device)
+    last = torch.tensor([len(end) - 1 for end in ends], device=base.device)
+    owner, cache, decoder = list(range(count)), DynamicCache(), base.model.get_decoder()
+    with lay_over(base.targets, layers_of(owner)):
+        decoder(input_ids=head, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rows))
+    places = begin + torch.arange(width, device=base.device).expand(len(ends), -1)
+    seen = torch.ones(len(ends), begin + width, dtype=torch.long, device=base.device)  # what fills rows comes after all
+    with lay_over(base.targets, layers_of([n for n in owner for _ in rows])):
+        states = decoder(
+            input_ids=tail, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+    states = states[torch.arange(len(ends), device=base.device), last].float()
+    return states.view(count, len(rows), -1)
+
+
+def _common(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, and each has one more."""
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+    return min(len(list(alike)), min(map(len, rows)) - 1)
