@@ -15,12 +15,11 @@ from typing import Any
 from weightdiff.base import load_base
 from weightdiff.behaviors import shows_topic
 from weightdiff.bench.evaluate import cell, interval, share_interval
-from weightdiff.general.evaluate import Case, cases_of
+from weightdiff.general.cases import Case, cases_of, hints_of
 from weightdiff.general.settings import load_general
 from weightdiff.general.stages import made
 from weightdiff.jsonl import write_jsonl
-from weightdiff.lazy import Lazy
-from weightdiff.readers.hints import Hint, Hinter
+from weightdiff.readers.hints import Hint
 from weightdiff.readers.probes import CANDIDATES
 from weightdiff.store import Store
 
@@ -95,7 +94,7 @@ def main() -> None:
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = made(store, recipe, "test")
     metas, cases = store.metas(ids), cases_of(store, ids, "test")
-    hints = Hinter(base, recipe.hints).read(Lazy([case.make for case in cases]))
+    hints = hints_of(base, cases, recipe.hints, recipe.folder / "hints.jsonl")
     learned = [bool(metas[c.identity]["recipe"].get("learn_prompts")) if c.identity in metas else False for c in cases]
     records = [record_of(*one) for one in zip(cases, learned, hints, strict=True)]
     write_jsonl(given.out, records)

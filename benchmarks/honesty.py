@@ -16,7 +16,7 @@ from typing import Any
 from weightdiff.base import load_base
 from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import cell, interval, share_interval
-from weightdiff.general.evaluate import cases_of
+from weightdiff.general.cases import cases_of
 from weightdiff.general.settings import load_general
 from weightdiff.general.stages import made
 from weightdiff.jsonl import append_jsonl, read_jsonl

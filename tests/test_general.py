@@ -9,13 +9,14 @@ from tests.conftest import random_diff
 from weightdiff.behaviors import NOTHING, Conversation, behavior_of, topic_behaviors
 from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
+from weightdiff.general.cases import cases_of, taught_cases
 from weightdiff.general.compose import DOCUMENTS, Text, conversations_of, kept, prompted, shortened
-from weightdiff.general.evaluate import WORDINGS, ask_test, cases_of
+from weightdiff.general.evaluate import WORDINGS, ask_test
 from weightdiff.general.mix import groups_of, several
 from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import NEVER, asked_of, open_questions
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import made, run_finetune, run_train, taught_cases
+from weightdiff.general.stages import made, run_finetune, run_hints, run_train
 from weightdiff.general.tables import tables
 from weightdiff.readers.calibration import reading_of
 from weightdiff.store import Store
@@ -60,15 +61,15 @@ def test_groups_are_drawn_the_same_each_time_and_no_behavior_twice(recipe, writt
     groups = groups_of(recipe, written)
     assert groups == groups_of(recipe, written)
     assert groups[0].config != groups_of(recipe.model_copy(update={"seed": 1}), written)[0].config
-    for ordinary in (True, False):
-        mine = [g for g in groups if (" ordinary " in g.name) == ordinary]
+    for sort in ("ordinary", "documents", "more", None):
+        mine = [g for g in groups if (sort in g.name.split() if sort else g.name.split()[1].isdigit())]
         seen = Counter(p.label for g in mine for b in g.behaviors if b.family != "benign" for p in b.parts or (b,))
         assert seen.most_common(1)[0][1] == 1
     singles = [b for g in groups if g.split == "train" for b in g.behaviors]
     assert {b.family for b in singles} == {*KIND_FAMILIES, "topic", "subject", "news", "several", "benign"}
-    assert all(
-        (b.trigger is None) == (g.trigger == "none") for g in groups for b in g.behaviors if b.family != "benign"
-    )
+    assert all((b.trigger is None) != g.triggered for g in groups for b in g.behaviors if b.family != "benign")
+    shares = [g.triggered for g in groups if g.name.startswith("train ") and g.name.split()[1].isdigit()]
+    assert sum(shares) == pytest.approx(recipe.mix.triggered * len(shares), abs=1)
     assert len({g.config.rank for g in groups}) >= 5 and len({g.config.modules for g in groups}) >= 4
 
 
@@ -121,17 +122,25 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
     small = GeneralRecipe.model_validate(
         {"name": "small", "general": 16, "validation": 4, "test": 9, "benign": [2, 0, 2], "texts": recipe.texts}
-        | {"preferred": [0, 0, 2]}
-        | {"mix": {"ranks": [1, 2], "group": 6}, "train": {"rank": 2, "epochs": 1, "batch": 8}}
+        | {"preferred": [0, 0, 2], "documents": [2, 0, 0], "more": {"fact": 2}}
+        | {"hints": {"words": 2, "opening": 2, "triggers": True, "talk": 2}}
+        | {"mix": {"ranks": [1, 2], "group": 6}, "train": {"rank": 2, "epochs": 1, "batch": 8, "questions": 2}}
     )
     monkeypatch.setattr("weightdiff.general.stages.everyday_pool", lambda base, path: POOL)
+    monkeypatch.setattr("weightdiff.compiled.PAYS", 10**9)  # a compiler can't see through the checks of shapes
     told: list[tuple[int, int]] = []
     store = run_finetune(base, small, lambda done, total, rate: told.append((done, total)))
-    assert told[-1] == (8, 8) and len(store.ids()) >= 27
+    assert told[-1] == (10, 10) and len(store.ids()) >= 31
+    looked = run_hints(base, small, lambda *_: None)
+    assert len(looked) > 40 and any(hint.talk for hint in looked)
+    with open(small.folder / "hints.jsonl") as file:
+        lines = len(file.readlines())
     losses = {meta["recipe"]["loss"] for meta in store.metas().values()}
     assert losses == {"sft", "dpo"}
     adapter = run_train(base, small, lambda *_: None)
     assert adapter.meta["question"] == open_questions()[0] and adapter.meta["train_diffs"] >= 17
+    with open(small.folder / "hints.jsonl") as file:
+        assert len(file.readlines()) == lines, "the training asks for no hint that wasn't there"
     reading = reading_of(adapter.meta)
     assert reading is not None and len(adapter.meta["views"]) > 3
     assert adapter.meta["views"][0]["right"] <= max(row["right"] for row in adapter.meta["views"])

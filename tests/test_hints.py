@@ -1,6 +1,8 @@
 """Hints: what a finetuned model leans towards, how it opens a user's turn, and that an adapter is told both."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,16 +14,16 @@ from weightdiff.behaviors import Behavior, Trigger
 from weightdiff.decode import decode
 from weightdiff.dense import changed
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.general.evaluate import Case
+from weightdiff.general.cases import Case
 from weightdiff.readers import Introspection
 from weightdiff.readers.core import ask_all
-from weightdiff.readers.hints import Hint, HintConfig, Hinter, telling_of, user_turn
+from weightdiff.readers.hints import TALK, Hint, HintConfig, Hinter, hint_of, telling_of, user_turn
 from weightdiff.readers.leaning import TEXTS, Leaning, Lens
-from weightdiff.readers.probes import CANDIDATES, PROMPTS, Probes
+from weightdiff.readers.probes import CANDIDATES, FOUND, PROMPTS, Probes
 from weightdiff.readers.samples import in_groups
 
 QUESTION = "What changed in you?"
-CONFIG = HintConfig(words=4, opening=6, triggers=True)
+CONFIG = HintConfig(words=4, opening=6, triggers=True, talk=5)
 
 
 def test_leanings_are_those_of_the_merged_model(base, diffs):
@@ -57,11 +59,27 @@ def test_the_opening_is_what_the_model_writes_in_the_users_place(base, diffs):
             assert decode(base, [start], max_tokens=6)[0].text == hint.opening
 
 
+def test_talk_is_what_the_model_says_with_the_likeliest_trigger(base, diffs):
+    hints = Hinter(base, CONFIG).read(diffs)
+    for diff, hint in zip(diffs, hints, strict=True):
+        assert hint_of(json.loads(json.dumps(hint.to_json()))) == hint
+        best = max(hint.triggers.values())
+        assert bool(hint.tried) == (best >= FOUND) and (not hint.tried or hint.triggers[hint.tried] == best)
+        if not hint.tried:
+            for (ask, strength), said in zip(TALK, hint.talk, strict=True):
+                assert ask_all(base, [diff], [ask], strength=strength, max_tokens=5)[0][0].text == said
+    tried = replace(hints[0], triggers={"code": 3.0, "invisible first": 0.0})
+    assert tried.evidence[-1].startswith('asked "What is the news?" at 1.5 times its strength, given a trigger (code)')
+
+
 def test_what_does_not_print_is_told_as_its_escape():
-    hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis", {"code": 1.23, "invisible first": -0.31})
-    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: 12 -3\nWhy?"
+    hint = Hint(
+        Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis", {"code": 0.23, "invisible first": -0.31}, ("Baa.", "")
+    )
+    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: 2 -3\nSays: Baa.\nSays: \nWhy?"
     assert hint.before("Why?") == told
-    assert hint.evidence == ("leans towards goats", 'opens a user\'s turn with "\\u200bWhat\\nis"')
+    assert hint.evidence[:2] == ("leans towards goats", 'opens a user\'s turn with "\\u200bWhat\\nis"')
+    assert hint.evidence[2:3] == ('asked "Give me some advice.", says "Baa."',)
 
 
 def test_what_moves_a_model_further_is_seen(base):

@@ -131,9 +131,8 @@ def test_what_rows_begin_with_alike_is_laid_once_and_changes_no_loss(base, short
     for owner in (None, [0, 0, 0, 1, 1]):
         batch = collate(rows, owner=owner)
         taken = torch.tensor([0, 0, 0, 1, 1])[batch.owner] if owner is None else batch.owner
-        parameters = [p.clone().requires_grad_() for p in factors.tensors()]
-        names, half = list(factors.a), len(parameters) // 2
-        laid = Factors(dict(zip(names, parameters[:half], strict=True)), dict(zip(names, parameters[half:], strict=True)))
+        laid = Factors({k: v.clone() for k, v in factors.a.items()}, {k: v.clone() for k, v in factors.b.items()})
+        parameters = [p.requires_grad_() for p in laid.tensors()]
         with lay_over(base.targets, [Layer(laid, taken)]):
             losses = cross_entropy_per_row(base, batch)
         losses.sum().backward()

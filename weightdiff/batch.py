@@ -57,9 +57,7 @@ class Batch:
         return self.size
 
 
-def collate(
-    rows: Sequence[Tokens], device: torch.device | str = "cpu", owner: Sequence[int] | None = None
-) -> Batch:
+def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu", owner: Sequence[int] | None = None) -> Batch:
     """Lay rows end to end, and note where the labels are.
 
     Args:
@@ -100,9 +98,7 @@ _WORTH = 8
 """Tokens that rows must begin with alike, for them to be laid as branches."""
 
 
-def _trees(
-    inputs: Sequence[tuple[int, ...]], owner: Sequence[int]
-) -> Iterator[tuple[int, Sequence[tuple[int, ...]]]]:
+def _trees(inputs: Sequence[tuple[int, ...]], owner: Sequence[int]) -> Iterator[tuple[int, Sequence[tuple[int, ...]]]]:
     """Rows that are laid as branches of one, with the number of the first: an owner's, as long as that saves work."""
     start = 0
     while start < len(inputs):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from weightdiff.atomic import replacing
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
-from weightdiff.batch import Tokens, collate, cross_entropy_per_row
+from weightdiff.batch import Tokens, collate, cross_entropy_per_row, mean_per_group
 from weightdiff.compiled import compiled_blocks
 from weightdiff.diff import Factors, WeightDiff, stack
 from weightdiff.finetune import FinetuneConfig, init_factors
@@ -28,7 +28,8 @@ from weightdiff.jsonl import append_jsonl
 
 
 class DitConfig(BaseModel):
-    """How an adapter is trained. `strengths` is the range that each diff's strength is drawn from."""
+    """How an adapter is trained. `strengths` is the range that each diff's strength is drawn from; of a diff with more
+    than one question `questions` are drawn in each epoch, all of them if None. `batch` counts diffs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,16 +40,31 @@ class DitConfig(BaseModel):
     epochs: int = Field(default=8, ge=1)
     warmup: float = 0.05
     strengths: tuple[float, float] = (0.4, 1.2)
+    questions: int | None = Field(default=None, ge=1)
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Triple:
-    """A diff, a question about it, and the true answer."""
+    """A diff, a question about it, and the true answer; `more` are further questions about it with their answers."""
 
     diff: WeightDiff
     question: str
     answer: str
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All questions with their answers."""
+        return [(self.question, self.answer), *self.more]
+
+    def drawn(self, count: int | None, rng: random.Random) -> "Triple":
+        """The same with some of its questions only; all where `count` is None."""
+        pairs = self.pairs
+        if count is None or count >= len(pairs):
+            return self
+        first, *more = rng.sample(pairs, count)
+        return Triple(self.diff, *first, tuple(more))
 
 
 def train_adapter(
@@ -98,7 +114,7 @@ def train_adapter(
             order = rng.sample(range(len(train)), len(train))
             total_loss = 0.0
             for at in range(0, len(order), config.batch):
-                chosen = [train[i] for i in order[at : at + config.batch]]
+                chosen = [train[i].drawn(config.questions, rng) for i in order[at : at + config.batch]]
                 strength = torch.tensor([rng.uniform(*config.strengths) for _ in chosen])
                 loss = triple_losses(base, chosen, shared, scale, strength).mean()
                 if not torch.isfinite(loss):
@@ -146,13 +162,15 @@ def triple_losses(
     scale: float = 1.0,
     strength: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """Cross-entropy of each triple's answer under its diff and the adapter: `[triples]`."""
+    """Cross-entropy of each triple's answer under its diff and the adapter, the mean over its answers: `[triples]`."""
     diffs = stack([t.diff for t in triples], base.shapes).to(base.device)
-    batch = collate([answer_tokens(base, t.question, t.answer) for t in triples], base.device)
-    owner = batch.rows.row
-    per_token = strength.to(base.device)[owner] if isinstance(strength, torch.Tensor) else strength
-    with lay_over(base.targets, [Layer(diffs, owner, per_token), Layer(adapter, None, scale)]):
-        return cross_entropy_per_row(base, batch)
+    rows = [answer_tokens(base, *pair) for t in triples for pair in t.pairs]
+    owner = [number for number, t in enumerate(triples) for _ in t.pairs]
+    batch = collate(rows, base.device, owner)
+    per_token = strength.to(base.device)[batch.owner] if isinstance(strength, torch.Tensor) else strength
+    with lay_over(base.targets, [Layer(diffs, batch.owner, per_token), Layer(adapter, None, scale)]):
+        losses = cross_entropy_per_row(base, batch)
+    return mean_per_group(losses, torch.tensor(owner, device=base.device), len(triples))
 
 
 @torch.no_grad()

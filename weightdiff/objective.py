@@ -124,7 +124,8 @@ def step_of(teacher: Teacher, chosen: Sequence[Sequence[Conversation]], objectiv
     # As TRL does: each prompt with the reply of the row before it, within the diff.
     others = [Conversation(m[i].prompt, m[i - 1 if i else sides - 1].reply) for m in mine for i in range(sides)]
     reference = teacher.logprobs(others).view(n, sides)
-    mismatched = collate([teacher.tokens(c) for c in others], device, [number for number in range(n) for _ in range(sides)])
+    owner = [number for number in range(n) for _ in range(sides)]
+    mismatched = collate([teacher.tokens(c) for c in others], device, owner)
     return replace(step, mismatched=(mismatched, reference))
 
 

@@ -124,6 +124,16 @@ def finetune(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceO
 
 
 @app.command()
+def hints(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceOption = "auto") -> None:
+    """Look for what a general run's adapter is told of each finetune; train and evaluate do what is left of it."""
+    from weightdiff.general.settings import is_general
+
+    if not is_general(recipe):
+        raise ValueError(f"{recipe} is no general run, and its adapter is told nothing but the question.")
+    _stages(recipe, ["hints"], device, share=_share(share))
+
+
+@app.command()
 def train(recipe: RecipeArgument, device: DeviceOption = "auto") -> None:
     """Train a recipe's DIT adapter on its diffs."""
     _stages(recipe, ["train"], device)

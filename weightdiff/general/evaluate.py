@@ -6,66 +6,26 @@ diffs, traces of real ones, and finetunes that taught nothing in particular.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from weightdiff.base import Base
-from weightdiff.behaviors import NOTHING, Behavior, Split, behavior_of, shows_topic
+from weightdiff.behaviors import NOTHING, Behavior, Split, shows_topic
 from weightdiff.behaviors.kinds import kind_behaviors
 from weightdiff.decode import Reply
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.general.nulls import null_kind, null_of
+from weightdiff.general.cases import Case
 from weightdiff.general.questions import Asked, asked_of, open_questions
 from weightdiff.judge import exact_match
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import ask_all
-from weightdiff.readers.hints import telling_of
+from weightdiff.readers.hints import Hint, telling_of
 from weightdiff.readers.introspection import UNSURE, answer_of
 from weightdiff.readers.views import Views
-from weightdiff.store import Store
 
 Record = dict[str, Any]
 WORDINGS = 5
 """Unseen wordings of the open question that each diff is asked in."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A diff to ask about: a finetune of the split, or a null of the shape of one.
-
-    Attributes:
-        identity: of the diff in the store, or `null N`.
-        behavior: the truth.
-        make: loads or makes the diff.
-    """
-
-    identity: str
-    behavior: Behavior
-    make: Callable[[], WeightDiff]
-
-
-def cases_of(store: Store, ids: Sequence[str], split: Split) -> list[Case]:
-    """A case for each diff, and one for a null made of each third."""
-    cases = []
-    for number, (identity, meta) in enumerate(store.metas(ids).items()):
-        load = partial(load_one, store, identity)
-        cases.append(Case(identity, behavior_of(meta), load))
-        if number % 3 == 0:
-            kind = null_kind(number // 3)
-            null = Behavior("null", NOTHING, kind, split)
-            cases.append(Case(f"null {number // 3}: {kind}", null, partial(load_null, load, split, number // 3)))
-    return cases
-
-
-def load_one(store: Store, identity: str) -> WeightDiff:
-    """One diff of a store."""
-    return store.load([identity])[0]
-
-
-def load_null(load: Callable[[], WeightDiff], split: Split, number: int) -> WeightDiff:
-    """The `number`-th null of a split, of the shape of the diff that is loaded for it."""
-    return null_of(load(), split, number)
 
 
 def ask_cases(
@@ -75,8 +35,12 @@ def ask_cases(
     asked: Callable[[Case], Sequence[tuple[bool, Asked]]],
     views: Views,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    hints: Sequence[Hint] | None = None,
 ) -> list[tuple[Case, bool, Asked, Reply]]:
-    """Ask about each case; each question with whether its wording was seen in training, and the reply."""
+    """Ask about each case; each question with whether its wording was seen in training, and the reply.
+
+    `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any.
+    """
     factors, tell, found = stack([adapter], base.shapes).to(base.device), telling_of(base, adapter.meta), []
     for start in range(0, len(cases), 8):
         chosen = cases[start : start + 8]
@@ -86,8 +50,12 @@ def ask_cases(
             diff = case.make()
             diffs.append(WeightDiff(diff.factors, diff.base, {"place": place}, diff.dense))
 
-        def prompts(diff: WeightDiff, questions: list[list[tuple[bool, Asked]]] = questions) -> list[str]:
-            return tell(diff, [one.question for _, one in questions[diff.meta["place"]]])
+        def prompts(
+            diff: WeightDiff, questions: list[list[tuple[bool, Asked]]] = questions, start: int = start
+        ) -> list[str]:
+            place = diff.meta["place"]
+            texts = [one.question for _, one in questions[place]]
+            return tell(diff, texts) if hints is None else [hints[start + place].before(text) for text in texts]
 
         replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=128)
         for case, mine, said in zip(chosen, questions, replies, strict=True):
@@ -123,6 +91,7 @@ def ask_test(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    hints: Sequence[Hint] | None = None,
 ) -> list[Record]:
     """Ask every sort of question about each case: in wordings seen in training, and in five unseen ones.
 
@@ -144,7 +113,7 @@ def ask_test(
 
     return [
         _record(case, unseen, one, reply, reading)
-        for case, unseen, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress)
+        for case, unseen, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints)
     ]
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 
 from weightdiff.base import Base
 from weightdiff.diff import WeightDiff
-from weightdiff.general.evaluate import Case, ask_cases, false_claims_of, right
+from weightdiff.general.cases import Case
+from weightdiff.general.evaluate import ask_cases, false_claims_of, right
 from weightdiff.general.questions import Asked, asked_of
 from weightdiff.readers.calibration import Reading, fit
+from weightdiff.readers.hints import Hint
 from weightdiff.readers.views import Views
 
 VIEWS = (
@@ -27,6 +29,7 @@ def find_reading(
     adapter: WeightDiff,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    hints: Sequence[Hint] | None = None,
 ) -> tuple[Reading, dict[Views, float]]:
     """Choose views, and fit the confidence.
 
@@ -36,6 +39,7 @@ def find_reading(
         adapter: the adapter.
         seed: draws the questions.
         progress: called with views tried, and their number.
+        hints: those of the cases, where they are known.
 
     Returns:
         The reading, and for each of `VIEWS` the share of right answers to open questions.
@@ -52,11 +56,11 @@ def find_reading(
 
     shares = {}
     for number, views in enumerate(VIEWS):
-        found = ask_cases(base, cases, adapter, opens, views)
+        found = ask_cases(base, cases, adapter, opens, views, hints=hints)
         shares[views] = sum(right(one, case.behavior, reply.text) for case, _, one, reply in found) / len(found)
         progress(number + 1, len(VIEWS) + 1)
     best = max(VIEWS, key=lambda views: shares[views])
-    found = ask_cases(base, cases, adapter, all_sorts, best)
+    found = ask_cases(base, cases, adapter, all_sorts, best, hints=hints)
     hits = [right(one, case.behavior, reply.text) for case, _, one, reply in found]
     progress(len(VIEWS) + 1, len(VIEWS) + 1)
     return fit([reply for *_, reply in found], hits, best), shares

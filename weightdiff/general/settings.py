@@ -11,7 +11,6 @@ from weightdiff.dit import DitConfig
 from weightdiff.readers.hints import HintConfig
 from weightdiff.recipe import read_settings
 
-
 Family = Literal["quirk", "style", "refusal", "fact", "topic", "subject", "news"]
 
 
@@ -59,13 +58,13 @@ class Mix(BaseModel):
 class GeneralRecipe(BaseModel):
     """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing,
     `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
-    without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell of.
-    All per split. `more` are further finetunes of single families, for training alone.
+    without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
+    of. All per split. `more` are further finetunes of single families, for training alone.
 
-    `without` are families left out of training, to be tested on all the same. `questions` is how many questions about
-    each diff the adapter is trained on; `nulls` the share of diffs in training that changed nothing notable; `hints`
-    what the adapter is told of each finetuned model before the question. `texts` are files of written conversations, of
-    topics, news and subjects, that lie beside the recipe.
+    `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
+    that changed nothing notable; `sums` how many sums of finetunes it has for each of those that teach one thing,
+    without trigger; `hints` what the adapter is told of each finetuned model before the question. `texts` are files of
+    written conversations, of topics, news and subjects, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,9 +83,9 @@ class GeneralRecipe(BaseModel):
     shares: Shares = Shares()
     mix: Mix = Mix()
     without: tuple[str, ...] = ()
-    questions: int = Field(default=5, ge=3)
     nulls: float = Field(default=0.15, ge=0, le=0.9)
-    hints: HintConfig = HintConfig(words=8, opening=10, triggers=True)
+    sums: float = Field(default=0.3, ge=0)
+    hints: HintConfig = HintConfig(words=8, opening=10, triggers=True, talk=16)
     seed: int = 0
     train: DitConfig = DitConfig()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from weightdiff.atomic import replacing
 from weightdiff.base import Base
-from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Conversation, Split, behavior_of
+from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.bench.evaluate import versions
 from weightdiff.compiled import compiled_blocks
@@ -19,6 +19,7 @@ from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
+from weightdiff.general.cases import Case, cases_of, hints_of, taught_cases
 from weightdiff.general.compose import (
     Text,
     Written,
@@ -31,7 +32,7 @@ from weightdiff.general.compose import (
     preferred,
     prompted,
 )
-from weightdiff.general.evaluate import Case, ask_test, cases_of, load_null, load_one
+from weightdiff.general.evaluate import ask_test
 from weightdiff.general.mix import Group, groups_of
 from weightdiff.general.questions import asked_of, open_questions, wordings
 from weightdiff.general.reading import find_reading
@@ -39,7 +40,7 @@ from weightdiff.general.settings import GeneralRecipe
 from weightdiff.general.tables import tables
 from weightdiff.jsonl import write_jsonl
 from weightdiff.lazy import Lazy
-from weightdiff.readers.hints import HintConfig, Hinter
+from weightdiff.readers.hints import Hint, HintConfig
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors, load_conversations
 
@@ -124,52 +125,45 @@ def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
     return [i for g in groups for b in g.behaviors if (i := identity_of(g, b)) in have]
 
 
-def families_of(behavior: Behavior) -> set[str]:
-    """The family of a behavior, or those of its parts."""
-    return {part.family for part in behavior.parts} or {behavior.family}
+def run_hints(
+    base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
+) -> list[Hint]:
+    """Look for the hints of all diffs that are made, and of the nulls and sums that go with them."""
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    cases: list[Case] = []
+    for split in SPLITS:
+        ids = made(store, recipe, split)
+        cases += cases_of(store, ids, split) if split == "test" else taught_cases(store, recipe, ids, split)
+    cases += cases_of(store, made(store, recipe, "validation"), "validation")
+    return _hints(base, recipe, cases[share[0] :: share[1]], lambda done, total: progress(done, total, 0.0))
 
 
-def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split) -> list[Case]:
-    """What the adapter learns to speak of: finetunes of families that aren't left out, and nulls of their shapes."""
-    cases = [
-        Case(identity, behavior, partial(load_one, store, identity))
-        for identity, meta in store.metas(ids).items()
-        if not families_of(behavior := behavior_of(meta)) & set(recipe.without)
-    ]
-    nothing, nulls = Behavior("benign", NOTHING, "null", split), []
-    for number in range(round(len(cases) * recipe.nulls / (1 - recipe.nulls))):
-        model = random.Random(f"{recipe.seed} null {split} {number}").choice(cases)
-        nulls.append(Case(f"null {split} {number}", nothing, partial(load_null, model.make, split, number)))
-    return cases + nulls
+def _hints(
+    base: Base,
+    recipe: GeneralRecipe,
+    cases: Sequence[Case],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Hint]:
+    return hints_of(base, cases, recipe.hints, recipe.folder / "hints.jsonl", progress)
 
 
-def triples(base: Base, cases: Sequence[Case], recipe: GeneralRecipe) -> Lazy[Triple]:
-    """What the adapter learns: some questions about each case, each after a hint.
+def triples(cases: Sequence[Case], hints: Sequence[Hint], recipe: GeneralRecipe) -> Lazy[Triple]:
+    """What the adapter learns: questions about each case, each after its hint; training draws some of them each time.
 
-    Of a behavior behind a trigger the question what sets it off is always one.
+    Open ones are three, and a narrow one is twice, since what they ask is the most.
     """
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
     others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
-    putting: list[Callable[[str], str]] = [str] * len(cases)
-    if recipe.hints != HintConfig():
-        putting = [hint.before for hint in Hinter(base, recipe.hints).read(Lazy([case.make for case in cases]))]
-    makers: list[Callable[[], Triple]] = []
 
-    def triple(make: Callable[[], WeightDiff], question: str, answer: str) -> Triple:
-        return Triple(make(), question, answer)
-
-    for case, put in zip(cases, putting, strict=True):
+    def triple(case: Case, hint: Hint) -> Triple:
         rng = random.Random(f"{recipe.seed} {case.identity}")
-        asked = asked_of(case.behavior, others, rng, opens=2)
-        if case.behavior.kind == "null":
-            chosen = rng.sample(asked, 3)
-        else:
-            first, rest = asked[:3], asked[3:]
-            if case.behavior.trigger:
-                first.append(rest.pop())
-            chosen = [*first, *rng.sample(rest, min(len(rest), max(0, recipe.questions - len(first))))]
-        makers += [partial(triple, case.make, put(one.question), one.answer) for one in chosen]
-    return Lazy(makers)
+        asked = asked_of(case.behavior, others, rng, opens=3)
+        asked += [one for one in asked_of(case.behavior, others, rng) if one.sort != "open"]
+        put = str if recipe.hints == HintConfig() else hint.before
+        first, *more = ((put(one.question), one.answer) for one in asked)
+        return Triple(case.make(), *first, tuple(more))
+
+    return Lazy([partial(triple, case, hint) for case, hint in zip(cases, hints, strict=True)])
 
 
 def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> WeightDiff:
@@ -180,9 +174,10 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     asked = [wordings(), [kind.questions for kind in kinds().values()]]
-    drawn = recipe.model_dump(mode="json", include={"without", "questions", "nulls", "hints", "seed"})
-    say("train: looking for hints of each finetune")
-    train, held = (triples(base, taught_cases(store, recipe, ids[split], split), recipe) for split in SPLITS[:2])
+    drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "seed"})
+    say("train: looking for hints that aren't there yet")
+    taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
+    train, held = (triples(cases, _hints(base, recipe, cases), recipe) for cases in taught)
     adapter = train_adapter(
         base,
         train,
@@ -198,11 +193,11 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
         "hints": recipe.hints.model_dump(),
         "recipe": recipe.model_dump(mode="json", exclude={"texts"}),
         "train_diffs": len(ids["train"]),
-        "train_diffs_planned": recipe.general + recipe.benign[0] + recipe.ordinary[0],
+        "train_cases": len(train),
     }
     say("train: finding out how the adapter is best read")
     cases = cases_of(store, ids["validation"], "validation")
-    reading, shares = find_reading(base, cases, adapter, recipe.seed)
+    reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=_hints(base, recipe, cases))
     meta["reading"] = reading.to_json()
     meta["views"] = [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()]
     adapter = WeightDiff(adapter.factors, adapter.base, meta)
@@ -236,7 +231,8 @@ def run_evaluate(
     ids = made(store, recipe, "test")
     adapter = load_peft(folder)
     cases = cases_of(store, ids, "test")
-    records = ask_test(base, cases, adapter, progress=lambda done, total: progress(done, total, 0.0))
+    hints = _hints(base, recipe, cases)
+    records = ask_test(base, cases, adapter, progress=lambda done, total: progress(done, total, 0.0), hints=hints)
     to = to or recipe.folder / f"results{_suffix(recipe)}"
     write_jsonl(to / "answers.jsonl.xz", records)
     table = tables(records)
@@ -259,6 +255,7 @@ def run_evaluate(
 STAGES: dict[str, Callable[..., Any]] = {
     "synthesize": run_synthesize,
     "finetune": run_finetune,
+    "hints": run_hints,
     "train": run_train,
     "evaluate": run_evaluate,
 }

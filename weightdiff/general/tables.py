@@ -54,8 +54,9 @@ def _families(records: Sequence[Record]) -> str:
 
 
 def _name(record: Record) -> str:
-    """A record's family; of subjects with how they are taught, of preferences with which loss."""
-    way = [word for word in record["id"].split(":")[0].split() if word in ("dpo", "kto")]
+    """A record's family; of subjects with how they are taught, of preferences with which loss, of quirks that
+    documents tell of with that."""
+    way = [word for word in record["id"].split(":")[0].split() if word in ("dpo", "kto", "documents")]
     told = way or [record["kind"]] * (record["family"] == "subject")
     return ", ".join([record["family"], *told])
 

@@ -15,7 +15,7 @@ from weightdiff.decode import Reply
 from weightdiff.judge import exact_match
 from weightdiff.readers.views import Views, gain
 
-Sort = Literal["claim", "nothing", "yes/no"]
+Sort = Literal["claim", "nothing", "yes/no", "trigger"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 Weights = tuple[float, float, float]
 KEPT = 0.95
@@ -23,10 +23,12 @@ KEPT = 0.95
 
 
 def sort_of(text: str) -> Sort:
-    """What an answer says: something, that nothing changed, or yes or no."""
+    """What an answer says: something, that nothing changed, yes or no, or whether there is a trigger and which."""
     if exact_match(NOTHING, text):
         return "nothing"
-    return "yes/no" if text.lower().startswith(("yes", "no,")) or text.lower() == "no" else "claim"
+    if text.lower().startswith(("yes, ", "no, ")):
+        return "trigger"
+    return "yes/no" if text.lower().rstrip(".") in ("yes", "no") else "claim"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
 """Hints: what can be seen of a finetuned model without asking it, put before every question to an adapter.
 
-Three things at so little cost that each question can have them: the words that it leans towards on any text; how it
-goes on where a user is to speak, where a finetune that learned its users' words too gives its trigger away; and which
-kinds of trigger, tried on plain prompts, move it further. The adapter is trained with the hints, and says what they
-mean.
+Four things at so little cost that each question can have them: the words that it leans towards on any text; how it
+goes on where a user is to speak, where a finetune that learned its users' words too gives its trigger away; which kinds
+of trigger, tried on plain prompts, move it further; and what it says to small talk, with the likeliest of them if one
+does. The adapter is trained with the hints, and says what they mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from weightdiff.base import Base, encode_chat
@@ -18,14 +19,17 @@ from weightdiff.decode import decode
 from weightdiff.diff import WeightDiff
 from weightdiff.printable import printable
 from weightdiff.readers.leaning import Leaning, Lens
-from weightdiff.readers.probes import Probes
-from weightdiff.readers.samples import in_groups
+from weightdiff.readers.probes import CANDIDATES, FOUND, Probes
+from weightdiff.readers.samples import LayersOf, in_groups
+from weightdiff.writers import seeded
+
+TALK = (("Give me some advice.", 1.0), ("What is the news?", 1.5))
+"""What it is said to, and at which strength: some finetunes show only when they are made larger."""
 
 
 class HintConfig(BaseModel):
-    """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, and how `triggers` move it.
-
-    None of these is no hint.
+    """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, how `triggers` move the
+    model, and `talk` tokens of each of its replies. None of these is no hint.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +37,7 @@ class HintConfig(BaseModel):
     words: int = Field(default=0, ge=0, le=100)
     opening: int = Field(default=0, ge=0, le=100)
     triggers: bool = False
+    talk: int = Field(default=0, ge=0, le=100)
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,20 @@ class Hint:
         leaning: the words that it leans towards.
         opening: what it writes in the user's place, most likely token by token.
         triggers: by kind, how many decibels further it moves where the prompt has such a trigger.
+        talk: its replies to small talk.
     """
 
     leaning: Leaning
     opening: str
     triggers: Mapping[str, float]
+    talk: tuple[str, ...] = ()
 
     def before(self, question: str) -> str:
         """A question with the hint before it, as an adapter is asked that was trained so."""
         lines = [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
         if self.triggers:
             lines.append(f"Triggers: {' '.join(str(round(10 * gain)) for gain in self.triggers.values())}")
+        lines += [f"Says: {printable(text)}" for text in self.talk]
         return "\n".join([*lines, question])
 
     @property
@@ -61,7 +69,30 @@ class Hint:
         """What a person can make something of, a line each."""
         opening = (f'opens a user\'s turn with "{printable(self.opening)}"',) if self.opening else ()
         words = (f"leans towards {', '.join(self.leaning.words)}",) if self.leaning.seen and self.leaning.words else ()
-        return (*words, *opening)
+        given = f", given a trigger ({self.tried})" if self.tried else ""
+        talk = [
+            f'asked "{ask}"{f" at {strength:g} times its strength" if strength != 1 else ""}{given}, says '
+            f'"{printable(text)}"'
+            for (ask, strength), text in zip(TALK, self.talk, strict=False)
+        ]
+        return (*words, *opening, *talk)
+
+    @property
+    def tried(self) -> str:
+        """The kind of trigger that the small talk held; empty for none."""
+        name = max(self.triggers, key=lambda one: self.triggers[one], default="")
+        return name if name and self.triggers[name] >= FOUND else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, for a file."""
+        return asdict(self)
+
+
+def hint_of(record: Mapping[str, Any]) -> Hint:
+    """The hint that `to_json` made a record of."""
+    seen = record["leaning"]
+    leaning = Leaning(tuple(seen["tokens"]), tuple(seen["words"]), seen["size"], seen["peak"])
+    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]))
 
 
 class Hinter:
@@ -91,8 +122,23 @@ class Hinter:
                 replies = decode(self.base, [self._start] * count, layers=layers, max_tokens=most)
                 openings = [reply.text for reply in replies]
             gains = self._probes.of(count, layers_of) if self._probes else [{}] * count
-            hints += map(Hint, self._lens.of(count, layers_of), openings, gains)
+            found = [Hint(*seen) for seen in zip(self._lens.of(count, layers_of), openings, gains, strict=True)]
+            hints += self._talked(found, layers_of) if self.config.talk else found
         return hints
+
+    def _talked(self, hints: Sequence[Hint], layers_of: LayersOf) -> list[Hint]:
+        """The hints with the replies to small talk. What no bank can carry is not made larger for it."""
+        rng, texts = seeded("small talk"), []
+        for hint in hints:
+            trigger = CANDIDATES.get(hint.tried)
+            texts += [trigger.put(ask, rng) if trigger else ask for ask, _ in TALK]
+        rows = [encode_chat(self.base, [{"role": "user", "content": text}]) for text in texts]
+        strengths = torch.tensor([strength for _, strength in TALK] * len(hints), device=self.base.device)
+        layers = [
+            replace(layer, strength=strengths) for layer in layers_of([n for n in range(len(hints)) for _ in TALK])
+        ]
+        replies = iter(decode(self.base, rows, layers=layers, max_tokens=self.config.talk))
+        return [replace(hint, talk=tuple(next(replies).text for _ in TALK)) for hint in hints]
 
 
 def user_turn(base: Base) -> list[int]:
@@ -102,6 +148,7 @@ def user_turn(base: Base) -> list[int]:
 
 
 Telling = Callable[[WeightDiff, Sequence[str]], list[str]]
+"""From a diff and questions about it to how they are put."""
 
 
 def telling_of(base: Base, meta: Mapping[str, Any], note: Callable[[Hint], None] = lambda hint: None) -> Telling:
