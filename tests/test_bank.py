@@ -114,6 +114,28 @@ def test_decoding_together_is_decoding_alone(base, diffs):
         assert together[i].logprob == pytest.approx(alone.logprob, abs=1e-5)
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_what_prompts_of_one_diff_begin_with_is_read_once_and_changes_no_reply(base, diffs, views, monkeypatch):
+    begins, ends = (list(range(20, 41)), list(range(60, 78))), ([5, 6], [7], [8, 9, 10], [11])
+    prompts = [begins[0] + ends[0], begins[0] + ends[1], begins[1] + ends[2], begins[1] + ends[3], begins[1] + ends[0]]
+    rows, strength = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([1.0, 0.4][:views]).repeat(5)
+    layers = [Layer(stack(diffs, base.shapes), rows.repeat_interleave(views), strength)]
+    options = {"layers": layers, "max_tokens": 5, "views": views}
+    alone, lengths, forward = decode(base, prompts, **options), [], type(base.model.get_decoder()).forward
+
+    def counted(self, *rest, input_ids, **more):
+        lengths.append(tuple(input_ids.shape))
+        return forward(self, *rest, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(base.model.get_decoder()), "forward", counted)
+    shared = decode(base, prompts, runs=[2, 3], **options)
+    assert lengths[:2] == [(2 * views, 21), (5 * views, 3)]
+    for one, other in zip(alone, shared, strict=True):
+        assert one.tokens == other.tokens
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+        assert one.views == pytest.approx(other.views, abs=1e-5)
+
+
 @pytest.mark.parametrize("prompts", [[[5, 6, 7], [8, 9, 10]], [[5, 6, 7], [8, 9]]], ids=["alike", "padded"])
 def test_decoding_is_the_models_own_greedy_choice_step_by_step(base, diffs, prompts):
     """With the cache and attention of our own, against whole forward passes of the merged model, as it comes."""

@@ -75,7 +75,7 @@ def collate(rows: Sequence[Tokens], device: torch.device | str = "cpu", owner: S
     owners: list[int] = []
     at: list[int] = []
     for n, several in _trees(inputs, owner):
-        trunk, start = _alike(several) if len(several) > 1 else len(several[0]), len(ids)
+        trunk, start = common(several) if len(several) > 1 else len(several[0]), len(ids)
         ids += several[0][:trunk]
         for i, one in enumerate(several, n):
             offset = len(ids) - trunk
@@ -105,7 +105,7 @@ def _trees(inputs: Sequence[tuple[int, ...]], owner: Sequence[int]) -> Iterator[
         end = start + 1
         while end < len(inputs) and owner[end] == owner[start]:
             some = inputs[start : end + 1]
-            trunk = _alike(some)
+            trunk = common(some)
             if trunk < _WORTH or trunk + sum(len(one) - trunk for one in some) > SHORT:
                 break
             end += 1
@@ -113,7 +113,7 @@ def _trees(inputs: Sequence[tuple[int, ...]], owner: Sequence[int]) -> Iterator[
         start = end
 
 
-def _alike(rows: Sequence[tuple[int, ...]]) -> int:
+def common(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with."""
     return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
 

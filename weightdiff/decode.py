@@ -4,6 +4,7 @@ Finished rows leave the batch, so that one long reply doesn't hold back the othe
 decoded in several views at once, each under other diffs or strengths, which choose every token together.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, end_of_turn
+from weightdiff.batch import common
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def decode(
     seed: int = 0,
     views: int = 1,
     mix: Mix | None = None,
+    runs: Sequence[int] = (),
 ) -> list[Reply]:
     """Continue each prompt until the end of the turn or `max_tokens`.
 
@@ -61,6 +64,7 @@ def decode(
         seed: for sampling.
         views: how often each prompt is decoded, side by side.
         mix: makes one choice of the views' log-probabilities; None goes by the first view alone.
+        runs: lengths of runs of prompts that go through the same model; what all of a run begin with is then read once.
 
     Returns:
         One `Reply` per prompt; its log-probability is the untempered model's, the end of turn included.
@@ -69,14 +73,14 @@ def decode(
         prompts = [prompt for prompt in prompts for _ in range(views)]
     generator = torch.Generator(base.device).manual_seed(seed)
     # Some models end a text with another token than a turn; whichever comes, the reply is over.
-    stops, width = {end_of_turn(base), base.tokenizer.eos_token_id}, max(len(p) for p in prompts)
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=base.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=base.device)
-    position = (mask.cumsum(1) - 1).clamp_min(0)
+    stops, cache = {end_of_turn(base), base.tokenizer.eos_token_id}, DynamicCache()
+    seen_before, prompts = _read_once(base, prompts, runs, views, layers, cache)
+    ids, mask = _padded(prompts, base.device)
+    mask = torch.cat([seen_before, mask], 1)
+    position = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     alive = torch.arange(len(prompts) // views)
     tokens: list[list[int]] = [[] for _ in alive]
     logprobs: list[list[tuple[float, ...]]] = [[] for _ in alive]
-    cache = DynamicCache()
     while True:
         with lay_over(base.targets, layers), _grouped_heads(base.model.get_decoder()):
             while True:
@@ -119,6 +123,57 @@ def decode(
         text = base.tokenizer.decode(mine, skip_special_tokens=True).strip()
         replies.append(Reply(text, tuple(mine), means[0], means if views > 1 else ()))
     return replies
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens padded on the left, and where they are."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+_WORTH = 16
+"""Tokens that the prompts of every run must begin with alike, for it to pay to read them once."""
+
+
+def _read_once(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    runs: Sequence[int],
+    views: int,
+    layers: Sequence[Layer],
+    cache: DynamicCache,
+) -> tuple[Int[Tensor, "rows read"], Sequence[Sequence[int]]]:
+    """Read into the cache what the prompts of each run begin with alike.
+
+    Returns:
+        Where each row has a token in the cache, and what is left of each prompt.
+    """
+    none = torch.zeros(len(prompts), 0, dtype=torch.long, device=base.device)
+    starts = [views * start for start in itertools.accumulate(runs, initial=0)]
+    pieces = [prompts[start:end] for start, end in itertools.pairwise(starts)]
+    alike = [min(common(piece), min(map(len, piece)) - 1) for piece in pieces]
+    if max(runs, default=1) == 1 or min(alike) < _WORTH:
+        return none, prompts
+    assert starts[-1] == len(prompts)
+    first = torch.tensor([start + view for start in starts[:-1] for view in range(views)])
+    ids, mask = _padded(
+        [piece[0][:n] for piece, n in zip(pieces, alike, strict=True) for _ in range(views)], base.device
+    )
+    with lay_over(base.targets, [layer.select(first.to(base.device)) for layer in layers]):
+        base.model.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    source = [run * views + view for run, count in enumerate(runs) for _ in range(count) for view in range(views)]
+    rows = torch.tensor(source, device=base.device)
+    cache.batch_select_indices(rows)
+    left = [prompt[n:] for piece, n in zip(pieces, alike, strict=True) for prompt in piece]
+    return mask[rows], left
 
 
 NAME = "weightdiff_decode"

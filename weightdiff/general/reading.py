@@ -17,8 +17,7 @@ from weightdiff.readers.hints import Hint
 from weightdiff.readers.views import Views
 
 VIEWS = (
-    Views((1.0,)), Views((0.5, 0.75, 1.0)), Views((0.5, 0.75, 1.0), 1.0), Views((0.7, 1.0, 1.4), 0.5),
-    Views((1.0, 1.4, 2.0), 0.5), Views((1.0, 1.4, 2.0), 1.0),
+    Views((1.0,)), Views((0.5, 0.75, 1.0), 1.0), Views((0.7, 1.0, 1.4), 0.5), Views((1.0, 1.4), 1.0),
 )  # fmt: skip
 """What is tried; where two name as many instances, the earlier."""
 

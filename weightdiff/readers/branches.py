@@ -1,7 +1,6 @@
 """Many short prompts under each of several diffs, where what the prompts begin with alike is run once for each diff."""
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 import torch
 from jaxtyping import Float
@@ -10,6 +9,7 @@ from transformers import DynamicCache
 
 from weightdiff.bank import lay_over
 from weightdiff.base import Base
+from weightdiff.batch import common
 from weightdiff.readers.samples import LayersOf
 
 
@@ -25,7 +25,7 @@ def reply_states(
         count: diffs that are on the model now.
         layers_of: what lies over it, as `in_groups` tells.
     """
-    begin = _common(rows)
+    begin = min(common(rows), min(map(len, rows)) - 1)
     ends = [row[begin:] for row in rows] * count
     width = max(map(len, ends))
     head = torch.tensor([list(rows[0][:begin])] * count, device=base.device)
@@ -43,9 +43,3 @@ def reply_states(
         ).last_hidden_state
     states = states[torch.arange(len(ends), device=base.device), last].float()
     return states.view(count, len(rows), -1)
-
-
-def _common(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with, and each has one more."""
-    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
-    return min(len(list(alike)), min(map(len, rows)) - 1)

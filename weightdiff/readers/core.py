@@ -114,7 +114,8 @@ def ask_all(
             options = {"views": len(views.all), "mix": views.scores}
         else:
             layers, options = [Layer(factors, mine, strength), *over], {}
-        flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens, **options))
+        runs = [len(rows) for _, rows in waiting]
+        flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens, runs=runs, **options))
         replies.extend([next(flat) for _ in rows] for _, rows in waiting)
         waiting.clear()
 
