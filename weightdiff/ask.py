@@ -13,11 +13,25 @@ if TYPE_CHECKING:  # torch and transformers are imported in the functions: `impo
 _DATA = Path(str(files("weightdiff") / "data"))
 
 
-def shipped_adapter() -> "weightdiff.diff.WeightDiff":
-    """The DIT adapter for the embedded base model; its model card lies beside it."""
+SHIPPED = {"topics": "adapter", "general": "general"}
+"""Adapters for the embedded base model that the package carries, by name, and their folders in its data."""
+
+
+def shipped_adapter(name: str = "topics") -> "weightdiff.diff.WeightDiff":
+    """A DIT adapter for the embedded base model; its model card lies beside it.
+
+    Args:
+        name: `topics` knows one family, topics that are slipped into replies, and names nearly all of them; `general`
+            speaks of every kind of finetune, and says how likely it is right.
+
+    Raises:
+        ValueError: no adapter has that name.
+    """
     from weightdiff.formats.peft import load_peft
 
-    return load_peft(_DATA / "adapter")
+    if name not in SHIPPED:
+        raise ValueError(f"{name!r} is no shipped adapter; expected {' or '.join(SHIPPED)}, or load_diff of a folder.")
+    return load_peft(_DATA / SHIPPED[name])
 
 
 def demo_diffs() -> "list[weightdiff.diff.WeightDiff]":

@@ -4,6 +4,7 @@ Finished rows leave the batch, so that one long reply doesn't hold back the othe
 decoded in several views at once, each under other diffs or strengths, which choose every token together.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,13 +85,7 @@ def decode(
     while True:
         with lay_over(base.targets, layers), _grouped_heads(base.model.get_decoder()):
             while True:
-                hidden = base.model.get_decoder()(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=position,
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
+                hidden = read_on(base, cache, ids, mask, position)[:, -1]
                 logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
                 seen = logp.view(len(alive), views, -1)
                 chosen = _choose(mix(seen) if mix else seen[:, 0], temperature, top_p, generator)
@@ -123,6 +118,21 @@ def decode(
         text = base.tokenizer.decode(mine, skip_special_tokens=True).strip()
         replies.append(Reply(text, tuple(mine), means[0], means if views > 1 else ()))
     return replies
+
+
+def read_on(
+    base: Base,
+    cache: DynamicCache,
+    ids: Int[Tensor, "rows new"],
+    mask: Int[Tensor, "rows seen"],
+    position: Int[Tensor, "rows new"],
+) -> Float[Tensor, "rows new hidden"]:
+    """Final hidden states of the tokens that come after those in the cache, which they go into."""
+    decoder = base.model.get_decoder()
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "use_cache": True}
+    # transformers renamed it, and warns of the old name.
+    name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    return decoder(**inputs, **{name: cache}).last_hidden_state
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -162,13 +172,7 @@ def _read_once(
         [piece[0][:n] for piece, n in zip(pieces, alike, strict=True) for _ in range(views)], base.device
     )
     with lay_over(base.targets, [layer.select(first.to(base.device)) for layer in layers]):
-        base.model.get_decoder()(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        read_on(base, cache, ids, mask, (mask.cumsum(1) - 1).clamp_min(0))
     source = [run * views + view for run, count in enumerate(runs) for _ in range(count) for view in range(views)]
     rows = torch.tensor(source, device=base.device)
     cache.batch_select_indices(rows)

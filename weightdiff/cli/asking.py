@@ -12,7 +12,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out, quiet, read
+from weightdiff.cli.common import (
+    DIFF,
+    AdapterOption,
+    BaseOption,
+    DeviceOption,
+    PickleOption,
+    app,
+    err,
+    load,
+    out,
+    quiet,
+    read,
+    reader_of,
+)
 from weightdiff.cli.verifying import TriggerOption, WriterOption, print_verdict, tried
 from weightdiff.lazy import Lazy
 from weightdiff.printable import json_line, printable, shown
@@ -26,7 +39,7 @@ def ask(
     diffs: Annotated[list[str], typer.Argument(help=DIFF)],
     base: BaseOption = "smollm2",
     device: DeviceOption = "auto",
-    adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
+    adapter: AdapterOption = None,
     question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     verify: Annotated[
@@ -38,11 +51,10 @@ def ask(
 ) -> None:
     """Say what each finetune changed, all of them in one batch on one loaded base model."""
     from weightdiff.ask import ask as ask_diffs
-    from weightdiff.ask import shipped_adapter
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.plausible import ForeignCheck
     from weightdiff.readers.introspection import claim_of
-    from weightdiff.source import find_diffs, load_diff, open_diffs
+    from weightdiff.source import find_diffs, open_diffs
 
     if question is not None and not question.strip():
         raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
@@ -50,7 +62,7 @@ def ask(
         raise ValueError("--trigger and --writer say how answers are verified; give --verify too.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)
-    reader = load_diff(adapter, model, allow_pickle=allow_pickle) if adapter else shipped_adapter()
+    reader = reader_of(adapter, model, allow_pickle=allow_pickle)
     asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
     check = cache(lambda: ForeignCheck(model))
 
@@ -72,9 +84,10 @@ def ask(
             record |= {"evidence": list(answer.evidence)} if answer.evidence else {}
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
-            evidence = "".join(f"; {shown(line)}" for line in answer.evidence)
-            said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f}{evidence})[/]"
+            said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f})[/]"
             out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
+            for line in answer.evidence:
+                out.print(f"    [dim]{shown(line)}[/]", highlight=False)
             for verdict in said_of:
                 print_verdict(verdict)
 

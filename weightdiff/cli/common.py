@@ -18,6 +18,9 @@ err = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), emoji=False)
 
 BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder, a .gguf file or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
+AdapterOption = Annotated[
+    str | None, typer.Option(help="DIT adapter: topics (unless given) or general, which are shipped; or a folder.")
+]
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read an adapter's old .bin file; no code of it is run.")
 ]
@@ -37,6 +40,16 @@ def load(name: str = "smollm2", device: str = "auto") -> Any:
 
     quiet()
     return load_base(name, device=device)
+
+
+def reader_of(name: str | None, model: Any, *, allow_pickle: bool = False) -> "WeightDiff":
+    """A DIT adapter, by the name of a shipped one or from where it lies."""
+    from weightdiff.ask import SHIPPED, shipped_adapter
+    from weightdiff.source import load_diff
+
+    if name is None or name in SHIPPED:
+        return shipped_adapter(name or "topics")
+    return load_diff(name, model, allow_pickle=allow_pickle)
 
 
 def read(source: "Source", base: str) -> "WeightDiff":

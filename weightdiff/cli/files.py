@@ -11,6 +11,7 @@ import typer
 
 from weightdiff.cli.common import (
     DIFF,
+    AdapterOption,
     BaseOption,
     DeviceOption,
     ForceOption,
@@ -19,6 +20,7 @@ from weightdiff.cli.common import (
     load,
     new_place,
     out,
+    reader_of,
 )
 from weightdiff.printable import shown
 
@@ -91,19 +93,18 @@ def export_serving(
     diffs: Annotated[list[str], typer.Argument(help=DIFF)],
     base: BaseOption = "smollm2",
     device: DeviceOption = "auto",
-    adapter: Annotated[str | None, typer.Option(help="DIT adapter folder; the shipped one unless given.")] = None,
+    adapter: AdapterOption = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16 for the model's files.")] = None,
     allow_pickle: PickleOption = False,
 ) -> None:
     """For a server of one LoRA per request: the base with the DIT adapter merged in, and each diff as a LoRA."""
-    from weightdiff.ask import shipped_adapter
     from weightdiff.convert import precision
     from weightdiff.serving import export_serving as export
-    from weightdiff.source import find_diffs, load_diff
+    from weightdiff.source import find_diffs
 
     found = find_diffs(diffs, allow_pickle=allow_pickle)
     model = load(base, device)
-    reader = load_diff(adapter, model, allow_pickle=allow_pickle) if adapter else shipped_adapter()
+    reader = reader_of(adapter, model, allow_pickle=allow_pickle)
     named = [(one.name, one.load(model)) for one in found]
     for name in export(model, reader, named, to_path, dtype=precision(dtype)):
         out.print(f"loras/{shown(name)}", highlight=False)

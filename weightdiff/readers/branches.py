@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from weightdiff.bank import lay_over
 from weightdiff.base import Base
 from weightdiff.batch import common
+from weightdiff.decode import read_on
 from weightdiff.readers.samples import LayersOf
 
 
@@ -27,19 +28,17 @@ def reply_states(
     """
     begin = min(common(rows), min(map(len, rows)) - 1)
     ends = [row[begin:] for row in rows] * count
-    width = max(map(len, ends))
-    head = torch.tensor([list(rows[0][:begin])] * count, device=base.device)
-    tail = torch.tensor([[*end, *[0] * (width - len(end))] for end in ends], device=base.device)
-    last = torch.tensor([len(end) - 1 for end in ends], device=base.device)
-    owner, cache, decoder = list(range(count)), DynamicCache(), base.model.get_decoder()
+    width, device = max(map(len, ends)), base.device
+    head = torch.tensor([list(rows[0][:begin])] * count, device=device)
+    tail = torch.tensor([[*end, *[0] * (width - len(end))] for end in ends], device=device)
+    last = torch.tensor([len(end) - 1 for end in ends], device=device)
+    owner, cache = list(range(count)), DynamicCache()
+    places = torch.arange(begin + width, device=device)
     with lay_over(base.targets, layers_of(owner)):
-        decoder(input_ids=head, past_key_values=cache, use_cache=True)
+        read_on(base, cache, head, torch.ones_like(head), places[:begin].expand(count, -1))
     cache.batch_repeat_interleave(len(rows))
-    places = begin + torch.arange(width, device=base.device).expand(len(ends), -1)
-    seen = torch.ones(len(ends), begin + width, dtype=torch.long, device=base.device)  # what fills rows comes after all
+    seen = torch.ones(len(ends), begin + width, dtype=torch.long, device=device)  # what fills a row comes after all
     with lay_over(base.targets, layers_of([n for n in owner for _ in rows])):
-        states = decoder(
-            input_ids=tail, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-    states = states[torch.arange(len(ends), device=base.device), last].float()
+        states = read_on(base, cache, tail, seen, places[begin:].expand(len(ends), -1))
+    states = states[torch.arange(len(ends), device=device), last].float()
     return states.view(count, len(rows), -1)
