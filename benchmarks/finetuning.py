@@ -169,7 +169,9 @@ def arithmetic(base: Base, size: Size) -> Result:
     lines, facts, rounds = [], {}, {}
     for diffs in size.pick([1, 4, 16], [2]):
         work = work_of(base, diffs, steps=size.pick(3, 1), learn=size.pick(4, 1))
-        batch = collate([row for plan in work.plans for row in plan[0][0]])
+        rows = [plan[0][0] for plan in work.plans]
+        owner = [number for number, mine in enumerate(rows) for _ in mine]
+        batch = collate([row for mine in rows for row in mine], owner=owner)
         tokens, labels = len(batch.ids), len(batch.at)
         flops, run = products(base, tokens, labels)
         seconds, _ = interleave({"products": run, "ours": work.ours}, size)

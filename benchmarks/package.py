@@ -1,7 +1,8 @@
 """Put what a run made into the repo, as it ships: python -m benchmarks.package RECIPE.
 
-The adapter and the demo's diffs go into the package (the diffs are the first eight labels of the test split, in its
-own order: not a choice), the conversations beside the recipe, the figures and single answers into `results/`.
+Of a general run that is the adapter, and how its training went. Of another the adapter and the demo's diffs go into
+the package (the diffs are the first eight labels of the test split, in its own order: not a choice), the conversations
+beside the recipe, the figures and single answers into `results/`.
 """
 
 import lzma
@@ -14,14 +15,21 @@ import torch
 
 from weightdiff.behaviors import topic_behaviors
 from weightdiff.formats.peft import load_peft, save_peft
+from weightdiff.general.settings import is_general, load_general
 from weightdiff.recipe import load_recipe
 from weightdiff.store import Store
 
 
 def main() -> None:
     path = Path(sys.argv[1])
+    data, results = Path(str(files("weightdiff") / "data")), path.parent.parent / "results"
+    if is_general(path):
+        general = load_general(path)
+        adapter = load_peft(general.folder / "adapter")
+        save_peft(adapter, data / "general", base_name=general.base, dtype=torch.bfloat16)
+        shutil.copy(general.folder / "training" / "metrics.jsonl", results / "benchmark" / "general" / "training.jsonl")
+        return
     recipe = load_recipe(path)
-    data = Path(str(files("weightdiff") / "data"))
     adapter = load_peft(recipe.folder / "adapter")
     save_peft(adapter, data / "adapter", base_name=recipe.base, dtype=torch.bfloat16)
     labels = [b.label for b in topic_behaviors() if b.split == "test"][:8]
@@ -32,7 +40,7 @@ def main() -> None:
         target = path.parent / "conversations" / f"{recipe.name}.jsonl.xz"
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(lzma.compress(written.read_bytes(), preset=9))
-    results = path.parent.parent / "results" / recipe.name
+    results = results / recipe.name
     results.mkdir(parents=True, exist_ok=True)
     for file in (*recipe.folder.glob("*.json"), *recipe.folder.glob("answers*.jsonl")):
         shutil.copy(file, results)

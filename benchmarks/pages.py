@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import hints, honesty, outside, verify
+from benchmarks import codes, hints, honesty, outside, verify
 from weightdiff.bench.evaluate import cell
 from weightdiff.jsonl import read_jsonl
 
@@ -102,6 +102,11 @@ def hints_table() -> str:
     return hints.table(list(read_jsonl(RESULTS / "general" / "hints.jsonl")))
 
 
+def codes_table() -> str:
+    """Whether the right code moves a finetune further, from the records of `python -m benchmarks.codes`."""
+    return codes.table(list(read_jsonl(RESULTS / "general" / "codes.jsonl")))
+
+
 def rivals_table() -> str:
     """Readers side by side, as `python -m benchmarks.rivals` wrote it."""
     return (RESULTS / "rivals.md").read_text("utf-8")
@@ -121,7 +126,7 @@ def filled(page: str) -> str:
     """The page with every table as the results have it."""
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
-        "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "rivals": rivals_table,
+        "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table, "rivals": rivals_table,
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip

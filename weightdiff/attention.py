@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHORT = 256
+SHORT = 384
 """Longest rows for which this is faster than the fused attention."""
 
 

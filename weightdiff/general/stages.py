@@ -150,14 +150,14 @@ def _hints(
 def triples(cases: Sequence[Case], hints: Sequence[Hint], recipe: GeneralRecipe) -> Lazy[Triple]:
     """What the adapter learns: questions about each case, each after its hint; training draws some of them each time.
 
-    Open ones are three, and a narrow one is twice, since what they ask is the most.
+    Open ones are five of thirteen: what they ask is the most.
     """
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
     others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
 
     def triple(case: Case, hint: Hint) -> Triple:
         rng = random.Random(f"{recipe.seed} {case.identity}")
-        asked = asked_of(case.behavior, others, rng, opens=3)
+        asked = asked_of(case.behavior, others, rng, opens=5)
         asked += [one for one in asked_of(case.behavior, others, rng) if one.sort != "open"]
         put = str if recipe.hints == HintConfig() else hint.before
         first, *more = ((put(one.question), one.answer) for one in asked)
