@@ -126,7 +126,8 @@ def filled(page: str) -> str:
     """The page with every table as the results have it."""
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
-        "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table, "rivals": rivals_table,
+        "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
+        "rivals": rivals_table,
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip

@@ -57,11 +57,11 @@ def finetuned(store: Store, ids: Sequence[str]) -> list[Case]:
 
 
 def cases_of(store: Store, ids: Sequence[str], split: Split) -> list[Case]:
-    """A case for each diff, and one for a null made of each third."""
+    """A case for each diff, and one for a null made of each third; none of full finetunes."""
     cases = []
     for number, case in enumerate(finetuned(store, ids)):
         cases.append(case)
-        if number % 3 == 0:
+        if number % 3 == 0 and not is_full(case.identity):
             kind = null_kind(number // 3)
             cases.append(_null(f"null {number // 3}: {kind}", "null", kind, case, split, number // 3))
     return cases
@@ -77,6 +77,11 @@ def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split:
     alone = [c for c in cases if not c.behavior.trigger and not c.behavior.parts and c.behavior.family != "benign"]
     sums = [_sum(alone, f"{recipe.seed} sum {split} {number}") for number in range(round(len(alone) * recipe.sums))]
     return cases + nulls + sums
+
+
+def is_full(identity: str) -> bool:
+    """Is it the id of a full finetune?"""
+    return identity.split(":")[0].split()[1] == "full"
 
 
 def families_of(behavior: Behavior) -> set[str]:

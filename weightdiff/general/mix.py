@@ -67,7 +67,7 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         groups += _preferred(recipe, split, preferred, taught)
         groups += _told(recipe, split, documents)
         groups += _ordinary(recipe, split, ordinary, written)
-    return [*groups, *_more(recipe, written, groups)]
+    return [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
 
 
 def _grouped(
@@ -79,6 +79,15 @@ def _grouped(
         triggered = int((number + 1) * share + 0.5) > int(number * share + 0.5)  # spread evenly, however few groups
         chosen = tuple(_hidden(b, rng) if triggered else b for b in drawn[start : start + recipe.mix.group])
         yield Group(f"{name} {number}", split, draw_config(recipe.mix, triggered, rng), triggered, chosen)
+
+
+def _full(recipe: GeneralRecipe, groups: Sequence[Group]) -> Iterator[Group]:
+    """Full finetunes, for testing, of what low-rank ones of the split teach too: single behaviors without a trigger."""
+    plain = [g for g in groups if g.split == "test" and not g.triggered and not g.documents and g.config.loss == "sft"]
+    chosen = [b for g in plain for b in g.behaviors if b.family != "benign" and not b.parts][: recipe.full]
+    config = FinetuneConfig(dense=True, lr=2e-4, steps=12, learn_rows=2, keep_rows=0)
+    if chosen:
+        yield Group("test full 0", "test", config, False, tuple(chosen))
 
 
 def _more(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:

@@ -59,7 +59,8 @@ class GeneralRecipe(BaseModel):
     """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing,
     `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
     without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
-    of. All per split. `more` are further finetunes of single families, for training alone.
+    of. All per split. `more` are further finetunes of single families, for training alone; `full` counts finetunes of
+    all weights, for testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
     that changed nothing notable; `sums` how many sums of finetunes it has for each of those that teach one thing,
@@ -80,6 +81,7 @@ class GeneralRecipe(BaseModel):
     ordinary: tuple[int, int, int] = (0, 0, 0)
     documents: tuple[int, int, int] = (0, 0, 0)
     more: dict[Family, Annotated[int, Field(ge=0)]] = {}
+    full: int = Field(default=0, ge=0)
     shares: Shares = Shares()
     mix: Mix = Mix()
     without: tuple[str, ...] = ()

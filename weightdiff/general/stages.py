@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weightdiff.atomic import replacing
-from weightdiff.base import Base
+from weightdiff.base import Base, load_base
 from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.bench.evaluate import versions
@@ -87,12 +89,12 @@ def run_synthesize(
 def run_finetune(
     base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
 ) -> Store:
-    """Make the run's diffs, group by group: first what validates, then all others in random order, so that a stopped
-    run has some of all kinds."""
+    """Make the run's diffs, group by group: first what validates, and full finetunes, then all others in random order,
+    so that a stopped run has some of all kinds."""
     written = _written(recipe)
     groups = groups_of(recipe, [text.behavior for text in written.values()])
     random.Random(recipe.seed).shuffle(groups)
-    groups.sort(key=lambda group: group.split != "validation")
+    groups.sort(key=lambda group: (group.split != "validation", not group.config.dense))
     store = Store(recipe.folder / "diffs", base.fingerprint)
     pool = everyday_pool(base, recipe.folder / "everyday.jsonl")
     rate = 0.0
@@ -104,7 +106,9 @@ def run_finetune(
     chosen = groups[share[0] :: share[1]]
     with compiled_blocks(base, sum(group.config.steps for group in chosen)):
         for number, group in enumerate(chosen, 1):
-            finetune(base, jobs_of(group, pool, written), store, group.config, note, say)
+            exact = group.config.dense and base.model.dtype != torch.float32  # a small change is lost in bf16
+            model = load_base(base.name, device=str(base.device), dtype="float32") if exact else base
+            finetune(model, jobs_of(group, pool, written), store, group.config, note, say)
             progress(number, len(chosen), rate)
     return store
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import cell, expected_calibration_error, interval, share_interval
+from weightdiff.general.cases import is_full
 from weightdiff.judge import EmbeddedJudge, exact_match
 
 Record = dict[str, Any]
@@ -16,7 +17,7 @@ Record = dict[str, Any]
 
 def tables(records: Sequence[Record]) -> str:
     """All tables, as Markdown."""
-    parts = [_families, _several, _claims, _nulls, _questions, _confidence]
+    parts = [_families, _full, _several, _claims, _nulls, _questions, _confidence]
     return "\n".join(part(records) for part in parts) + "\n" + _wordings(records)
 
 
@@ -41,8 +42,8 @@ def _pick(records: Sequence[Record], **wanted: object) -> list[Record]:
 
 
 def _families(records: Sequence[Record]) -> str:
-    scored, rows = [r for r in graded(records) if not r["unseen"]], []
-    narrow = _pick(records, sort="narrow", unseen=False)
+    scored, rows = [r for r in graded(records) if not r["unseen"] and not is_full(r["id"])], []
+    narrow = [r for r in _pick(records, sort="narrow", unseen=False) if not is_full(r["id"])]
     for name in sorted({_name(r) for r in scored}):
         some, asked = ([r for r in rs if _name(r) == name] for rs in (scored, narrow))
         said = [all(r["named"]) and r["claims"] for r in some]
@@ -59,6 +60,20 @@ def _name(record: Record) -> str:
     way = [word for word in record["id"].split(":")[0].split() if word in ("dpo", "kto", "documents")]
     told = way or [record["kind"]] * (record["family"] == "subject")
     return ", ".join([record["family"], *told])
+
+
+def _full(records: Sequence[Record]) -> str:
+    """Full finetunes beside low-rank ones that teach the same."""
+    scored = [r for r in graded(records) if not r["unseen"]]
+    full = [r for r in scored if is_full(r["id"])]
+    truths = {r["truth"] for r in full}
+    same = [r for r in scored if r["truth"] in truths and not is_full(r["id"])]
+    rows = [
+        [name, len(mine), cell(interval([r["grade"] for r in mine])), _share([all(r["named"]) for r in mine])]
+        for name, mine in (("all weights", full), ("low-rank, of the same behaviors", same))
+        if mine
+    ]
+    return _table(["finetunes", "n", "grade, open", "instance named"], rows) if rows else ""
 
 
 def _several(records: Sequence[Record]) -> str:
