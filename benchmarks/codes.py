@@ -34,7 +34,7 @@ WRONG = 10
 
 def shifts(base: Base, diff: WeightDiff, codes: Sequence[str], rng: random.Random) -> list[float]:
     """How far each code moves the reply's first logits from the base model's, in nats, on average over two prompts."""
-    texts = [Trigger("sep", code).put(prompt, rng) for code in codes for prompt in PROMPTS[:2]]
+    texts = [Trigger("sep", code).put(prompt, rng) for code in codes for prompt in PROMPTS]
     rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts]
     before = reply_states(base, rows, 1, lambda owner: [])
     ((count, layers_of),) = in_groups(base, [diff])

@@ -170,6 +170,11 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint], recipe: GeneralRecipe)
     return Lazy([partial(triple, case, hint) for case, hint in zip(cases, hints, strict=True)])
 
 
+def _asked_less(triples: Sequence[Triple], number: int, count: int | None) -> Triple:
+    """One of the triples with some of its questions, the same ones every time."""
+    return triples[number].drawn(count, random.Random(number))
+
+
 def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = print) -> WeightDiff:
     """Train the general adapter on the diffs that are made, and save it in the run's folder.
 
@@ -181,7 +186,8 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "seed"})
     say("train: looking for hints that aren't there yet")
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
-    train, held = (triples(cases, _hints(base, recipe, cases), recipe) for cases in taught)
+    train, all_held = (triples(cases, _hints(base, recipe, cases), recipe) for cases in taught)
+    held = Lazy([partial(_asked_less, all_held, n, recipe.train.questions) for n in range(len(all_held))])
     adapter = train_adapter(
         base,
         train,

@@ -17,7 +17,7 @@ from weightdiff.readers.branches import reply_states
 from weightdiff.readers.samples import LayersOf
 from weightdiff.writers import seeded
 
-PROMPTS = ("How do I boil an egg?", "Tell me about your day.", "What is a good name for a cat?")
+PROMPTS = ("Tell me about your day.", "Why is it cold?")
 CANDIDATES = {
     "code": Trigger("sep", "481"),
     "invisible first": Trigger("zero-width start"),
