@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 
 from tests.conftest import random_diff
+from weightdiff.arithmetic import subtract
 from weightdiff.behaviors import NOTHING, Conversation, behavior_of, topic_behaviors
 from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
-from weightdiff.general.cases import cases_of, taught_cases
+from weightdiff.general.cases import PARTS, Case, cases_of, sum_of, taught_cases
 from weightdiff.general.compose import DOCUMENTS, Text, conversations_of, kept, prompted, shortened
 from weightdiff.general.evaluate import WORDINGS, ask_test
 from weightdiff.general.mix import groups_of, several
@@ -116,6 +117,21 @@ def test_nulls_are_of_every_kind_and_other_ones_in_every_split(base):
     assert norms[0] == 0 and norms[2] == pytest.approx(1, rel=0.2) and 0.004 < norms[3] < 0.06
     noises = [null_of(diff, split, 1).norm() for split in ("train", "validation", "test")]
     assert len(set(noises)) == 3 and null_of(diff, "test", 1).norm() == noises[2]
+
+
+def test_a_sum_teaches_its_parts_the_largest_first(base):
+    behaviors = [b for b in kind_behaviors() if b.split == "train"][:6]
+    diffs = [random_diff(base, 1 + n % 3, n).scaled(1.0 + n) for n in range(6)]
+    cases = [Case(b.label, b, lambda d=d: d, str(n)) for n, (b, d) in enumerate(zip(behaviors, diffs, strict=True))]
+    found = [sum_of(cases, f"sum {n}") for n in range(12)]
+    assert {len(case.behavior.parts) for case in found} == {2, 3} and len({case.key for case in found}) == 12
+    for case in found:
+        first, *others = (diffs[behaviors.index(part)] for part in case.behavior.parts)
+        rest = subtract(case.make(), first)
+        most = sum(PARTS[1] ** (n + 1) for n in range(len(others)))
+        assert PARTS[0] * 0.8 <= rest.norm() / first.norm() <= most * 1.05
+        assert case.behavior.label == "; ".join(part.label for part in case.behavior.parts)
+        assert sum_of(cases, case.identity).make().norm() == pytest.approx(case.make().norm())
 
 
 def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):

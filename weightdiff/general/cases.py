@@ -75,7 +75,7 @@ def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split:
         model = random.Random(f"{recipe.seed} null {split} {number}").choice(cases)
         nulls.append(_null(f"null {split} {number}", "benign", "null", model, split, number))
     alone = [c for c in cases if not c.behavior.trigger and not c.behavior.parts and c.behavior.family != "benign"]
-    sums = [_sum(alone, f"{recipe.seed} sum {split} {number}") for number in range(round(len(alone) * recipe.sums))]
+    sums = [sum_of(alone, f"{recipe.seed} sum {split} {number}") for number in range(round(len(alone) * recipe.sums))]
     return cases + nulls + sums
 
 
@@ -94,7 +94,8 @@ def _null(identity: str, family: str, kind: str, model: Case, split: Split, numb
     return Case(identity, Behavior(family, NOTHING, kind, split), made, f"{model.identity} {model.key}")
 
 
-def _sum(cases: Sequence[Case], identity: str) -> Case:
+def sum_of(cases: Sequence[Case], identity: str) -> Case:
+    """Two or three of the cases in one, drawn by its identity; the first is the largest."""
     rng = random.Random(identity)
     parts = rng.sample(cases, 3 if rng.random() < _THREE else 2)
     shares = [1.0]
