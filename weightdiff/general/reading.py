@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from weightdiff.base import Base
+from weightdiff.decode import Reply
 from weightdiff.diff import WeightDiff
 from weightdiff.general.cases import Case
 from weightdiff.general.evaluate import ask_cases, false_claims_of, right
@@ -16,9 +17,7 @@ from weightdiff.readers.calibration import Reading, fit
 from weightdiff.readers.hints import Hint
 from weightdiff.readers.views import Views
 
-VIEWS = (
-    Views((1.0,)), Views((0.5, 0.75, 1.0), 1.0), Views((0.7, 1.0, 1.4), 0.5), Views((1.0, 1.4), 1.0),
-)  # fmt: skip
+VIEWS = (Views((1.0,)), Views((1.0,), 1.0))
 """What is tried; where two name as many instances, the earlier."""
 
 
@@ -45,21 +44,18 @@ def find_reading(
     """
     others = false_claims_of(cases, "validation")
 
-    def opens(case: Case) -> list[tuple[bool, Asked]]:
-        rng = random.Random(f"{seed} views {case.identity}")
-        return [(False, one) for one in asked_of(case.behavior, others, rng, opens=2) if one.sort == "open"]
+    def asked(case: Case) -> list[tuple[bool, Asked]]:
+        rng = random.Random(f"{seed} {case.identity}")
+        return [(False, one) for one in asked_of(case.behavior, others, rng, opens=4)]
 
-    def all_sorts(case: Case) -> list[tuple[bool, Asked]]:
-        rng = random.Random(f"{seed} confidence {case.identity}")
-        return [(False, one) for one in asked_of(case.behavior, others, rng, opens=3)]
-
-    shares = {}
+    said: dict[Views, tuple[list[Reply], list[bool]]] = {}
+    shares: dict[Views, float] = {}
     for number, views in enumerate(VIEWS):
-        found = ask_cases(base, cases, adapter, opens, views, hints=hints)
-        shares[views] = sum(right(one, case.behavior, reply.text) for case, _, one, reply in found) / len(found)
-        progress(number + 1, len(VIEWS) + 1)
+        found = ask_cases(base, cases, adapter, asked, views, hints=hints)
+        hits = [right(one, case.behavior, reply.text) for case, _, one, reply in found]
+        opens = [hit for hit, (_, _, one, _) in zip(hits, found, strict=True) if one.sort == "open"]
+        shares[views] = sum(opens) / len(opens)
+        said[views] = [reply for *_, reply in found], hits
+        progress(number + 1, len(VIEWS))
     best = max(VIEWS, key=lambda views: shares[views])
-    found = ask_cases(base, cases, adapter, all_sorts, best, hints=hints)
-    hits = [right(one, case.behavior, reply.text) for case, _, one, reply in found]
-    progress(len(VIEWS) + 1, len(VIEWS) + 1)
-    return fit([reply for *_, reply in found], hits, best), shares
+    return fit(*said[best], best), shares
