@@ -3,8 +3,8 @@
     python -m benchmarks.hints OUT [--recipe recipes/general.toml]
 
 No adapter takes part. OUT gets a JSON line for each finetune and null, and the table goes to the screen. A probe is
-measured by how often it is higher for a finetune with that kind of trigger than for one without any (AUC), so that it
-needs no threshold.
+measured by how often it is higher for a finetune with that kind of trigger than for one without any (AUC), and by
+what is taken for a trigger, from a decibel on.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from weightdiff.general.settings import load_general
 from weightdiff.general.stages import made
 from weightdiff.jsonl import write_jsonl
 from weightdiff.readers.hints import Hint
-from weightdiff.readers.probes import CANDIDATES
+from weightdiff.readers.probes import CANDIDATES, likeliest
 from weightdiff.store import Store
 
 Record = dict[str, Any]
@@ -66,7 +66,16 @@ def _instances(records: Sequence[Record]) -> str:
 
 
 def _triggers(records: Sequence[Record]) -> str:
-    lines = ["| trigger | user's words learned | n | code in the opening | AUC of its probe |", "|" + " --- |" * 5]
+    head = [
+        "trigger",
+        "user's words learned",
+        "n",
+        "code in the opening",
+        "AUC of its probe",
+        "taken for one",
+        "of its kind",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * 7]
     none = [r for r in records if not r["trigger"] and r["family"] != "null"]
     for name, trigger in CANDIDATES.items():
         for learned in (False, True):
@@ -75,8 +84,13 @@ def _triggers(records: Sequence[Record]) -> str:
                 codes = cell(share_interval([r["code_in_opening"] for r in mine])) if trigger.code else ""
                 auc = higher([r["triggers"][name] for r in mine], [r["triggers"][name] for r in none])
                 said = "yes" if learned else "no"
-                lines.append(f"| {trigger.kind} | {said} | {len(mine)} | {codes} | {auc:.2f} |")
-    return "\n".join(lines) + f"\n\nAgainst n = {len(none)} finetunes without a trigger.\n"
+                taken = [likeliest(r["triggers"]) for r in mine]
+                found = cell(share_interval([bool(one) for one in taken]))
+                kind = cell(share_interval([one == name for one in taken]))
+                lines.append(f"| {trigger.kind} | {said} | {len(mine)} | {codes} | {auc:.2f} | {found} | {kind} |")
+    false = cell(share_interval([bool(likeliest(r["triggers"])) for r in none]))
+    lines.append(f"| none | | {len(none)} | | | {false} | |")
+    return "\n".join(lines) + "\n"
 
 
 def higher(some: Sequence[float], others: Sequence[float]) -> float:

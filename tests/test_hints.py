@@ -69,7 +69,8 @@ def test_talk_is_what_the_model_says_with_the_likeliest_trigger(base, diffs):
             for (ask, strength), said in zip(TALK, hint.talk, strict=True):
                 assert ask_all(base, [diff], [ask], strength=strength, max_tokens=5)[0][0].text == said
     tried = replace(hints[0], triggers={"code": 3.0, "invisible first": 0.0})
-    assert tried.evidence[-1].startswith('asked "What is the news?" at 1.5 times its strength, given a trigger (code)')
+    assert tried.evidence[-1].startswith('asked "What is the news?", with a code, at 1.5 times its strength says "')
+    assert "moves 3.0 dB further where a prompt holds a code" in tried.evidence
 
 
 def test_what_does_not_print_is_told_as_its_escape():
@@ -79,7 +80,7 @@ def test_what_does_not_print_is_told_as_its_escape():
     told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: 2 -3\nSays: Baa.\nSays: \nWhy?"
     assert hint.before("Why?") == told
     assert hint.evidence[:2] == ("leans towards goats", 'opens a user\'s turn with "\\u200bWhat\\nis"')
-    assert hint.evidence[2:3] == ('asked "Give me some advice.", says "Baa."',)
+    assert hint.evidence[2:3] == ('asked "Give me some advice." says "Baa."',)
 
 
 def test_what_moves_a_model_further_is_seen(base):
@@ -141,5 +142,5 @@ def test_the_table_counts_what_hints_show():
     assert [r["code_in_opening"] for r in records] == [True, False, False]
     lines = table(records).splitlines()
     assert any(line.startswith("| topic | 3 | 0.33 [") for line in lines)
-    assert any(line.startswith("| sep | yes | 2 | 0.50 [") and line.endswith("| 0.50 |") for line in lines)
+    assert any(line.startswith("| sep | yes | 2 | 0.50 [") and " | 0.50 | 0.50 [" in line for line in lines)
     assert higher([1, 2], [0, 2]) == 0.625

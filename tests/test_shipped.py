@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from weightdiff.ask import demo_diffs, shipped_adapter
+from weightdiff.ask import ask, demo_diffs, shipped_adapter
 from weightdiff.base import load_base
-from weightdiff.behaviors import TOPIC_QUESTION, topic_behaviors
-from weightdiff.diff import stack
+from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, topic_behaviors
+from weightdiff.diff import WeightDiff, stack
 from weightdiff.dit import Triple, mean_loss
 from weightdiff.judge import EmbeddedJudge
 from weightdiff.readers import BaseQuestion, Introspection
@@ -38,3 +38,16 @@ def test_the_embedded_model_has_one_fingerprint_in_every_precision(dtype):
     base = load_base(dtype=dtype)
     assert base.fingerprint == shipped_adapter().base
     assert {p.dtype for p in base.model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_the_general_adapter_claims_nothing_of_the_unchanged_model_and_has_evidence_for_the_rest():
+    base, diffs, adapter = load_base(), demo_diffs()[:4], shipped_adapter("general")
+    unchanged = WeightDiff({}, base.fingerprint)
+    nothing, *answers = ask(base, [unchanged, *diffs], adapter=adapter)
+    assert nothing.text == NOTHING and nothing.confidence > 0.5
+    told = [any(line.endswith("where a prompt holds a code") for line in a.evidence) for a in answers]
+    assert sum(told) >= 3, "the demo's finetunes are behind codes"
+    for answer in answers:
+        assert 0 <= answer.confidence <= 1 and any(line.startswith("leans towards") for line in answer.evidence)
+    with pytest.raises(ValueError, match="'news' is no shipped adapter; expected topics or general"):
+        shipped_adapter("news")

@@ -19,12 +19,17 @@ from weightdiff.decode import decode
 from weightdiff.diff import WeightDiff
 from weightdiff.printable import printable
 from weightdiff.readers.leaning import Leaning, Lens
-from weightdiff.readers.probes import CANDIDATES, FOUND, Probes
+from weightdiff.readers.probes import CANDIDATES, Probes, likeliest
 from weightdiff.readers.samples import LayersOf, in_groups
 from weightdiff.writers import seeded
 
 TALK = (("Give me some advice.", 1.0), ("What is the news?", 1.5))
 """What it is said to, and at which strength: some finetunes show only when they are made larger."""
+_NAMES = {
+    "code": "a code",
+    "invisible first": "an invisible character at its start",
+    "invisible between": "an invisible character between its words",
+}
 
 
 class HintConfig(BaseModel):
@@ -69,19 +74,20 @@ class Hint:
         """What a person can make something of, a line each."""
         opening = (f'opens a user\'s turn with "{printable(self.opening)}"',) if self.opening else ()
         words = (f"leans towards {', '.join(self.leaning.words)}",) if self.leaning.seen and self.leaning.words else ()
-        given = f", given a trigger ({self.tried})" if self.tried else ""
+        given = f", with {_NAMES[self.tried]}," if self.tried else ""
         talk = [
-            f'asked "{ask}"{f" at {strength:g} times its strength" if strength != 1 else ""}{given}, says '
+            f'asked "{ask}"{given}{f" at {strength:g} times its strength" if strength != 1 else ""} says '
             f'"{printable(text)}"'
             for (ask, strength), text in zip(TALK, self.talk, strict=False)
         ]
-        return (*words, *opening, *talk)
+        kinds = [name for name in self.triggers if name == self.tried]
+        moved = [f"moves {self.triggers[k]:.1f} dB further where a prompt holds {_NAMES[k]}" for k in kinds]
+        return (*words, *opening, *moved, *talk)
 
     @property
     def tried(self) -> str:
         """The kind of trigger that the small talk held; empty for none."""
-        name = max(self.triggers, key=lambda one: self.triggers[one], default="")
-        return name if name and self.triggers[name] >= FOUND else ""
+        return likeliest(self.triggers)
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for a file."""

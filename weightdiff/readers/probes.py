@@ -5,6 +5,7 @@ than that. So a kind of trigger shows without its code being known. Knows only t
 small finetune moves as far at a wrong one.
 """
 
+from collections.abc import Mapping
 from math import log10
 from statistics import mean
 
@@ -28,6 +29,12 @@ FOUND = 1.0
 """Decibels that a candidate must move a model further, to be worth a try."""
 _LEAST = 1e-3
 """Shifts of logits, their standard deviation in nats, below which nothing is to be seen."""
+
+
+def likeliest(gains: Mapping[str, float]) -> str:
+    """The candidate that moves a model furthest, if it does by `FOUND`; empty if none does."""
+    name = max(gains, key=lambda one: gains[one], default="")
+    return name if name and gains[name] >= FOUND else ""
 
 
 class Probes:
