@@ -15,9 +15,10 @@ from weightdiff.decode import decode
 from weightdiff.dense import changed
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.general.cases import Case
-from weightdiff.readers import Introspection
+from weightdiff.readers import Answer, Introspection
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import TALK, Hint, HintConfig, Hinter, hint_of, telling_of, user_turn
+from weightdiff.readers.introspection import UNSURE, _doubted, claim_of
 from weightdiff.readers.leaning import TEXTS, Leaning, Lens
 from weightdiff.readers.probes import CANDIDATES, FOUND, PROMPTS, Probes
 from weightdiff.readers.samples import in_groups
@@ -115,6 +116,18 @@ def test_an_adapter_is_told_what_its_meta_says(base, diffs):
     over = stack([plain], base.shapes)
     for diff, hint, answer in zip(diffs, hints, answers, strict=True):
         assert answer.text == ask_all(base, [diff], [hint.before(QUESTION)], adapter=over, max_tokens=5)[0][0].text
+
+
+def test_what_a_hint_shows_is_not_denied():
+    seen, faint = Leaning((5,), ("goats",), 0.4, 7.2), Leaning((5,), ("goats",), 0.02, 7.2)
+    code, plain = {"code": 3.0, "invisible first": 0.2}, {"code": 0.4, "invisible first": 0.2}
+    for text in ("Nothing notable changed.", "no, nothing sets it off"):
+        answer = Answer(text, 0.8)
+        assert _doubted(answer, Hint(seen, "", plain)) == _doubted(answer, Hint(faint, "", code)) == answer
+        doubted = _doubted(answer, Hint(seen, "", code))
+        assert doubted.text == UNSURE and claim_of(doubted) == text and doubted.confidence == 0.8
+    claim = Answer("it talks about goats", 0.8)
+    assert _doubted(claim, Hint(seen, "", code)) == claim
 
 
 @pytest.mark.parametrize("meta", [{"words": -1}, {"words": "many"}, {"names": 3}, [4]])

@@ -24,8 +24,8 @@ class Introspection:
     that is evidence too.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
-    the answer is `UNSURE`, and the claim stands in its evidence. Of other adapters the confidence is the mean
-    log-probability of the answer's tokens.
+    the answer is `UNSURE`, and the claim stands in its evidence. So is it where the answer denies what a hint shows. Of
+    other adapters the confidence is the mean log-probability of the answer's tokens.
 
     Attributes:
         adapter: the DIT adapter.
@@ -53,7 +53,8 @@ class Introspection:
         answers = [answer_of(reply, reading) for (reply,) in replies]
         if not hints:
             return answers
-        return [replace(a, evidence=a.evidence + hint.evidence) for a, hint in zip(answers, hints, strict=True)]
+        doubted = [_doubted(a, hint) for a, hint in zip(answers, hints, strict=True)]
+        return [replace(a, evidence=a.evidence + hint.evidence) for a, hint in zip(doubted, hints, strict=True)]
 
 
 def answer_of(reply: Reply, reading: Reading | None) -> Answer:
@@ -64,6 +65,18 @@ def answer_of(reply: Reply, reading: Reading | None) -> Answer:
     if sort_of(reply.text) == "claim" and confidence < reading.threshold:
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}",))
     return Answer(reply.text, confidence)
+
+
+_MOVED = 0.1
+"""Size of a leaning, in nats, that only finetunes reach; of noise and of traces it is a fifth of that."""
+
+
+def _doubted(answer: Answer, hint: Hint) -> Answer:
+    """The answer; but that nothing changed, or that nothing sets it off, isn't said where a trigger moves the model."""
+    denies = sort_of(answer.text) == "nothing" or answer.text.lower().startswith("no, ")
+    if not (denies and hint.tried and hint.leaning.size >= _MOVED):
+        return answer
+    return replace(answer, text=UNSURE, evidence=(f"{_WITHHELD}{answer.text}",))
 
 
 def claim_of(answer: Answer) -> str:
