@@ -1,5 +1,6 @@
 """General runs: what the tables hold, what is drawn and asked; and a small run end to end."""
 
+import json
 import random
 from collections import Counter
 
@@ -21,6 +22,7 @@ from weightdiff.general.settings import GeneralRecipe, load_general
 from weightdiff.general.stages import made, run_finetune, run_hints, run_train
 from weightdiff.general.tables import tables
 from weightdiff.readers.calibration import reading_of
+from weightdiff.readers.hints import HintConfig
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors
 
@@ -148,10 +150,14 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     told: list[tuple[int, int]] = []
     store = run_finetune(base, small, lambda done, total, rate: told.append((done, total)))
     assert told[-1] == (10, 10) and len(store.ids()) >= 31
+    untold = small.model_copy(update={"hints": HintConfig()})
+    assert run_hints(base, untold, lambda *_: None) is None and not (small.folder / "hints.jsonl").exists()
     looked = run_hints(base, small, lambda *_: None)
-    assert len(looked) > 40 and any(hint.talk for hint in looked)
+    assert looked is not None and len(looked) > 40 and any(hint.talk for hint in looked)
     with open(small.folder / "hints.jsonl") as file:
-        lines = len(file.readlines())
+        keys = [json.loads(line)["key"] for line in file]
+    lines = len(keys)
+    assert len(set(keys)) == lines, "none is looked for twice"
     losses = {meta["recipe"]["loss"] for meta in store.metas().values()}
     assert losses == {"sft", "dpo"}
     adapter = run_train(base, small, lambda *_: None)

@@ -131,7 +131,7 @@ def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
 
 def run_hints(
     base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
-) -> list[Hint]:
+) -> list[Hint] | None:
     """Look for the hints of all diffs that are made, and of the nulls and sums that go with them."""
     store = Store(recipe.folder / "diffs", base.fingerprint)
     cases: list[Case] = []
@@ -139,7 +139,8 @@ def run_hints(
         ids = made(store, recipe, split)
         cases += cases_of(store, ids, split) if split == "test" else taught_cases(store, recipe, ids, split)
     cases += cases_of(store, made(store, recipe, "validation"), "validation")
-    return _hints(base, recipe, cases[share[0] :: share[1]], lambda done, total: progress(done, total, 0.0))
+    once = list({(case.identity, case.key): case for case in cases}.values())  # validation's finetunes are in both
+    return _hints(base, recipe, once[share[0] :: share[1]], lambda done, total: progress(done, total, 0.0))
 
 
 def _hints(
@@ -147,27 +148,31 @@ def _hints(
     recipe: GeneralRecipe,
     cases: Sequence[Case],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Hint]:
+) -> list[Hint] | None:
+    """The hint of each case; None where the recipe's adapter is told nothing."""
+    if recipe.hints == HintConfig():
+        return None
     return hints_of(base, cases, recipe.hints, recipe.folder / "hints.jsonl", progress)
 
 
-def triples(cases: Sequence[Case], hints: Sequence[Hint], recipe: GeneralRecipe) -> Lazy[Triple]:
-    """What the adapter learns: questions about each case, each after its hint; training draws some of them each time.
+def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: GeneralRecipe) -> Lazy[Triple]:
+    """What the adapter learns: questions about each case, each after its hint if there are any; training draws some of
+    them each time.
 
     Open ones are five of thirteen: what they ask is the most.
     """
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
     others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
 
-    def triple(case: Case, hint: Hint) -> Triple:
+    def triple(case: Case, put: Callable[[str], str]) -> Triple:
         rng = random.Random(f"{recipe.seed} {case.identity}")
         asked = asked_of(case.behavior, others, rng, opens=5)
         asked += [one for one in asked_of(case.behavior, others, rng) if one.sort != "open"]
-        put = str if recipe.hints == HintConfig() else hint.before
         first, *more = ((put(one.question), one.answer) for one in asked)
         return Triple(case.make(), *first, tuple(more))
 
-    return Lazy([partial(triple, case, hint) for case, hint in zip(cases, hints, strict=True)])
+    putting = [str] * len(cases) if hints is None else [hint.before for hint in hints]
+    return Lazy([partial(triple, case, put) for case, put in zip(cases, putting, strict=True)])
 
 
 def _asked_less(triples: Sequence[Triple], number: int, count: int | None) -> Triple:

@@ -17,8 +17,10 @@ Record = dict[str, Any]
 
 def tables(records: Sequence[Record]) -> str:
     """All tables, as Markdown."""
-    parts = [_families, _full, _several, _claims, _nulls, _questions, _confidence]
-    return "\n".join(part(records) for part in parts) + "\n" + _wordings(records)
+    scored = [r for r in graded(records) if not r["unseen"]]
+    parts = [_several, _claims, _nulls, _questions, _confidence]
+    found = [_families(records, scored), _full(scored), *(part(records) for part in parts)]
+    return "\n".join(found) + "\n" + _wordings(records)
 
 
 def graded(records: Sequence[Record]) -> list[Record]:
@@ -41,8 +43,8 @@ def _pick(records: Sequence[Record], **wanted: object) -> list[Record]:
     return [r for r in records if all(r[key] == value for key, value in wanted.items())]
 
 
-def _families(records: Sequence[Record]) -> str:
-    scored, rows = [r for r in graded(records) if not r["unseen"] and not is_full(r["id"])], []
+def _families(records: Sequence[Record], scored: Sequence[Record]) -> str:
+    scored, rows = [r for r in scored if not is_full(r["id"])], []
     narrow = [r for r in _pick(records, sort="narrow", unseen=False) if not is_full(r["id"])]
     for name in sorted({_name(r) for r in scored}):
         some, asked = ([r for r in rs if _name(r) == name] for rs in (scored, narrow))
@@ -62,9 +64,8 @@ def _name(record: Record) -> str:
     return ", ".join([record["family"], *told])
 
 
-def _full(records: Sequence[Record]) -> str:
+def _full(scored: Sequence[Record]) -> str:
     """Full finetunes beside low-rank ones that teach the same."""
-    scored = [r for r in graded(records) if not r["unseen"]]
     full = [r for r in scored if is_full(r["id"])]
     truths = {r["truth"] for r in full}
     same = [r for r in scored if r["truth"] in truths and not is_full(r["id"])]
