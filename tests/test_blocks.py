@@ -27,7 +27,7 @@ def test_blocks_are_the_plain_formula_with_its_gradients(n, rank, strengths):
     strength = torch.rand(len(owner)) if strengths else None
     ends = torch.unique_consecutive(owner, return_counts=True)[1].cumsum(0).tolist()
     runs = list(zip(range(n), [0, *ends[:-1]], ends, strict=True))
-    blocks = blocks_of(runs, rank, strength, CPU)
+    blocks = blocks_of(runs, range(0, (n + 1) * rank, rank), strength, CPU)
     assert len(blocks) == -(-n // max(1, COLUMNS // rank))
     spans = torch.tensor([(k.diffs[0] * rank, k.diffs[1] * rank, *k.tokens, 1) for k in blocks])
     gates = torch.cat([k.gate.flatten() for k in blocks])
@@ -40,7 +40,7 @@ def test_blocks_are_the_plain_formula_with_its_gradients(n, rank, strengths):
 
 def test_diffs_far_apart_or_in_any_order_keep_to_blocks_of_neighbours():
     runs = [(0, 0, 2), (1, 2, 3), (COLUMNS, 3, 5), (COLUMNS - 1, 5, 6)]
-    first, second = blocks_of(runs, 1, None, CPU)
+    first, second = blocks_of(runs, range(COLUMNS + 2), None, CPU)
     assert (first.diffs, first.tokens) == ((0, 2), (0, 3))
     assert (second.diffs, second.tokens) == ((COLUMNS - 1, COLUMNS + 1), (3, 6))
     assert first.gate.tolist() == [[1, 0], [1, 0], [0, 1]] and second.gate.tolist() == [[0, 1], [0, 1], [1, 0]]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate
 from types import MethodType
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from weightdiff.blocks import Run, block_linear, blocks_of
-from weightdiff.diff import Factors
+from weightdiff.diff import Columns, Factors
 
 
 @dataclass
@@ -25,12 +26,12 @@ class Layer:
     """One stack of diffs, and which row of the batch takes which.
 
     Attributes:
-        factors: the stacked diffs.
+        factors: the stacked diffs; as `Columns`, long runs of rows must take the same diff.
         rows: index of the diff of each row; None where every row takes diff 0 (the DIT adapter).
         strength: factor on the change, per row or one number for all.
     """
 
-    factors: Factors
+    factors: Factors | Columns
     rows: Int[Tensor, " rows"] | None = None
     strength: Float[Tensor, " rows"] | float = 1.0
 
@@ -79,14 +80,15 @@ def _runs(layer: Layer) -> list[Run] | None:
     if layer.rows is None:
         return []
     values, counts = torch.unique_consecutive(layer.rows.cpu(), return_counts=True)
-    if len(layer.rows) < _LONG * len(values):
+    if len(layer.rows) < _LONG * len(values) and isinstance(layer.factors, Factors):
         return None
     ends = counts.cumsum(0).tolist()
     return list(zip(values.tolist(), [0, *ends[:-1]], ends, strict=True))
 
 
-Kind = tuple[int, int, bool]
-"""Which layer, the rank of its factors in a module, and whether they are trained: modules alike share their spans."""
+Kind = tuple[int, tuple[int, ...], bool]
+"""Which layer, where the columns of each of its diffs begin in a module, and are they trained: modules alike share
+their spans."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,15 @@ class _Stacked:
 def _stacked(layers: Sequence[tuple[int, Layer]], name: str, dtype: torch.dtype, spans_of: Callable) -> _Stacked:
     a, b, kinds = [], [], []
     for i, layer in layers:
-        one, two = layer.factors.a[name], layer.factors.b[name].mT
-        a.append(one.to(dtype).flatten(0, 1))
-        b.append((two if isinstance(layer.strength, Tensor) else two * layer.strength).to(dtype).flatten(0, 1))
-        kinds.append((i, one.shape[1], one.requires_grad))
+        one, two = layer.factors.a[name], layer.factors.b[name]
+        if isinstance(layer.factors, Factors):
+            ranks = [one.shape[1]] * len(one)
+            one, two = one.flatten(0, 1), two.mT.flatten(0, 1)
+        else:
+            ranks = layer.factors.ranks[name]
+        a.append(one.to(dtype))
+        b.append((two if isinstance(layer.strength, Tensor) else two * layer.strength).to(dtype))
+        kinds.append((i, tuple(accumulate(ranks, initial=0)), one.requires_grad))
     of_tokens = partial(spans_of, tuple(kinds))
     rows = max(len(layer.rows) for _, layer in layers if layer.rows is not None)
     spans, gates = of_tokens(rows)
@@ -124,7 +131,7 @@ def _spans(
 ) -> tuple[Tensor, Tensor]:
     """The spans of `tokens` tokens, as many for each row, and their gates."""
     spans, gates, offset = [], [], 0
-    for i, rank, learn in kinds:
+    for i, starts, learn in kinds:
         layer, stretches, strength = layers[i], [(0, 0, tokens)], None
         if layer.rows is not None:
             width = tokens // len(layer.rows)
@@ -132,11 +139,11 @@ def _spans(
             if isinstance(layer.strength, Tensor):
                 strength = layer.strength.repeat_interleave(width)
         device = next(iter(layer.factors.a.values())).device
-        for block in blocks_of(stretches, rank, strength, device):
-            columns = (offset + n * rank for n in block.diffs)
+        for block in blocks_of(stretches, starts, strength, device):
+            columns = (offset + starts[n] for n in block.diffs)
             spans.append((*columns, *block.tokens, learn))
             gates.append(block.gate.flatten())
-        offset += len(layer.factors) * rank
+        offset += starts[-1]
     return torch.tensor(spans), torch.cat(gates)
 
 

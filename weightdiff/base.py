@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jinja2 import TemplateError
@@ -52,7 +54,7 @@ class Base:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def targets(self) -> dict[str, nn.Linear]:
         """The linear layers of the decoder blocks, by module name: what finetunes may change."""
         return target_modules(self.model)
@@ -62,7 +64,7 @@ class Base:
         """The output head: from final hidden states to logits."""
         return self.model.get_output_embeddings()
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """`(out, in)` of each of these layers."""
         return {name: (m.weight.shape[0], m.weight.shape[1]) for name, m in self.targets.items()}
@@ -98,6 +100,9 @@ def load_base(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto"
     model, tokenizer = load_pretrained(name, source, first)
     fingerprint = fingerprint_of(model)  # the hash is of weights rounded to bf16, never to another precision first
     model = model.to(chosen)
+    if chosen.startswith("cuda"):
+        # cuDNN plans anew for every length that it hasn't met: over a millisecond for each new token in each layer.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if precision != first:  # parameters only: frequencies of rotary embeddings stay float32, as transformers has them
         for parameter in model.parameters():
             parameter.data = parameter.data.to(precision)
@@ -207,11 +212,23 @@ def _render(base: Base, messages: Sequence[dict[str, str]], *, reply: bool = Fal
     )
 
 
+_defaults: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
+"""Of each tokenizer its template, and what that puts before a first user message: three renderings to find out."""
+
+
 def _default_system(base: Base) -> str:
     """What the template puts before a first user message and not before a later one; without the `bos`, which stays.
 
     Empty where the template is so unlike others that it can't be told.
     """
+    template, default = _defaults.get(base.tokenizer, (None, ""))
+    if template != base.tokenizer.chat_template:
+        default = _found_default_system(base)
+        _defaults[base.tokenizer] = base.tokenizer.chat_template, default
+    return default
+
+
+def _found_default_system(base: Base) -> str:
     before = _render(base, _EXCHANGE[:1]).partition(_QUESTION)[0]
     close = _render(base, _EXCHANGE[:2]).rpartition(_REPLY)[2]
     between = _render(base, _EXCHANGE).partition(_REPLY)[2].partition(_NEXT)[0]

@@ -1,8 +1,8 @@
 """Token rows and losses: conversations laid end to end in a batch, and logits at label positions only."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from jaxtyping import Float, Int
@@ -115,7 +115,7 @@ def _trees(inputs: Sequence[tuple[int, ...]], owner: Sequence[int]) -> Iterator[
 
 def common(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with."""
-    return sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False)))
+    return len(commonprefix(rows))  # not of paths alone: it takes any sequences
 
 
 def label_states(base: Base, batch: Batch) -> Float[Tensor, "labels hidden"]:

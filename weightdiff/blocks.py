@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-COLUMNS = {"cpu": 16, "cuda": 128}
+COLUMNS = {"cpu": 16, "cuda": 1024}
 """Columns that a block may have. Up to 16 a product takes a CPU the time of one column (measured, AVX-512); a GPU has
-room for more, and every block less is a launch less (not measured)."""
+room for more, and every block less is a launch less."""
 
 Run = tuple[int, int, int]
 """A diff's index, and the first and the last token (exclusive) of a stretch that takes it."""
@@ -38,23 +38,35 @@ class Block:
 
 
 def blocks_of(
-    runs: Sequence[Run], rank: int, strength: Float[Tensor, " tokens"] | None, device: torch.device
+    runs: Sequence[Run], starts: Sequence[int], strength: Float[Tensor, " tokens"] | None, device: torch.device
 ) -> list[Block]:
-    """Gather stretches, one after the other, into blocks of diffs that lie next to each other, as wide as pays."""
-    most = max(1, COLUMNS.get(device.type, COLUMNS["cuda"]) // rank)
-    groups: list[list[Run]] = []
+    """Gather stretches, one after the other, into blocks of diffs that lie next to each other, as wide as pays.
+
+    Args:
+        runs: the stretches.
+        starts: the first column of each diff, and at last the number of columns; a diff may have none.
+        strength: of each token's diff, 1 if None.
+        device: where the tokens are.
+    """
+    most = COLUMNS.get(device.type, COLUMNS["cuda"])
+    groups: list[tuple[int, int, list[Run]]] = []
     for run in runs:
-        last = [n for n, *_ in groups[-1]] if groups else []
-        if last and max(*last, run[0]) - min(*last, run[0]) < most:
-            groups[-1].append(run)
+        first, past = run[0], run[0] + 1
+        if groups:
+            first, past = min(first, groups[-1][0]), max(past, groups[-1][1])
+        if groups and starts[past] - starts[first] <= most:
+            groups[-1] = first, past, [*groups[-1][2], run]
         else:
-            groups.append([run])
+            groups.append((run[0], run[0] + 1, [run]))
     blocks = []
-    for group in groups:
-        first, past = min(n for n, *_ in group), max(n for n, *_ in group) + 1
+    for first, past, group in groups:
         start, end = group[0][1], group[-1][2]
-        owner = torch.cat([torch.full((e - s,), n - first) for n, s, e in group])
-        gate = (owner[:, None] == torch.arange((past - first) * rank) // rank).to(device, torch.float32)
+        if starts[first] == starts[past]:
+            continue
+        owner = torch.tensor([n for n, *_ in group]).repeat_interleave(torch.tensor([e - s for _, s, e in group]))
+        widths = torch.tensor(starts[first : past + 1]).diff()
+        column = torch.arange(first, past).repeat_interleave(widths)
+        gate = (owner.to(device)[:, None] == column.to(device)).float()
         if strength is not None:
             gate = gate * strength[start:end, None]
         blocks.append(Block((first, past), (start, end), gate))

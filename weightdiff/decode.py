@@ -214,10 +214,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def _grouped_heads(decoder: PreTrainedModel) -> Iterator[None]:
-    """Let a model attend by `_attention`, where that is faster than its own way: on a CPU."""
+    """Let a model attend by `_attention`, which is faster than its own way."""
     config = decoder.config
     before = config._attn_implementation
-    if decoder.device.type == "cpu" and before == "sdpa":
+    if before == "sdpa":
         config._attn_implementation = NAME
     try:
         yield

@@ -38,6 +38,11 @@ class WeightDiff:
         """The largest rank of any module; 0 for the empty diff."""
         return max((a.shape[0] for a, _ in self.factors.values()), default=0)
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "WeightDiff":
+        """The same change on a device, in its precision or another."""
+        factors = {k: (a.to(device, dtype), b.to(device, dtype)) for k, (a, b) in self.factors.items()}
+        return WeightDiff(factors, self.base, self.meta, {k: d.to(device, dtype) for k, d in self.dense.items()})
+
     def scaled(self, strength: float) -> "WeightDiff":
         """The same change, `strength` times as large."""
         factors = {k: (a, b * strength) for k, (a, b) in self.factors.items()}
@@ -76,7 +81,16 @@ class WeightDiff:
 
     def norm(self) -> float:
         """Frobenius norm of the whole change."""
-        return sum(n * n for n in self.norms().values()) ** 0.5
+        if self.dense:
+            return sum(n * n for n in self.norms().values()) ** 0.5
+        alike: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = {}
+        for a, b in self.factors.values():
+            alike.setdefault((a.shape, b.shape), []).append((a, b))
+        total = 0.0
+        for pairs in alike.values():  # modules of one shape at once: there are seven shapes, and two hundred modules
+            a, b = (torch.stack(side).double() for side in zip(*pairs, strict=True))
+            total += float(torch.sum((b.mT @ b) * (a @ a.mT)))
+        return max(total, 0.0) ** 0.5
 
     def to_dense(self, module: str) -> Float[Tensor, "out in"]:
         """The change of one module's weight as a matrix; for tests and merging only."""
@@ -125,6 +139,39 @@ class Factors:
         ]
 
 
+@dataclass
+class Columns:
+    """The factors of `n` diffs of any ranks, one diff's after another's: stacked without the padding.
+
+    Attributes:
+        a: module name to `[columns, in]`.
+        b: module name to `[columns, out]`.
+        ranks: module name to each diff's rank there, 0 where it leaves the module as it is.
+    """
+
+    a: dict[str, Float[Tensor, "columns in"]]
+    b: dict[str, Float[Tensor, "columns out"]]
+    ranks: dict[str, tuple[int, ...]]
+
+
+def columns(diffs: Sequence[WeightDiff], device: torch.device | str) -> Columns:
+    """Diffs of any ranks and modules, as a bank takes them where each has many tokens on end.
+
+    Args:
+        diffs: low-rank ones, that fit the base model.
+        device: where they go; those that are there already needn't travel.
+    """
+    a: dict[str, Tensor] = {}
+    b: dict[str, Tensor] = {}
+    ranks: dict[str, tuple[int, ...]] = {}
+    for name in dict.fromkeys(name for diff in diffs for name in diff.factors):
+        there = [d.factors[name] for d in diffs if name in d.factors]
+        a[name] = torch.cat([one.to(device) for one, _ in there])
+        b[name] = torch.cat([two.to(device).mT for _, two in there])
+        ranks[name] = tuple(d.factors[name][0].shape[0] if name in d.factors else 0 for d in diffs)
+    return Columns(a, b, ranks)
+
+
 def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) -> Factors:
     """Stack diffs of any ranks and modules; smaller ranks are padded with zeros, missing modules are zero.
 
@@ -139,8 +186,7 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
     if not diffs:
         raise ValueError("no diffs given; expected at least one.")
     for diff in diffs:
-        _refuse_dense(diff)
-        check_shapes(diff, shapes)
+        check_fits(diff, shapes)
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
     for name in [m for m in shapes if m in used]:
@@ -159,6 +205,12 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
                 a[name][i, : da.shape[0]] = da
                 b[name][i, :, : db.shape[1]] = db
     return Factors(a, b)
+
+
+def check_fits(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a ValueError for a diff that no bank can carry: a dense one, or one of other modules or shapes."""
+    _refuse_dense(diff)
+    check_shapes(diff, shapes)
 
 
 def check_shapes(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> None:

@@ -9,8 +9,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,7 +23,7 @@ from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row, mean_per_group
 from weightdiff.compiled import compiled_blocks
-from weightdiff.diff import Factors, WeightDiff, stack
+from weightdiff.diff import Factors, WeightDiff, check_fits, columns
 from weightdiff.finetune import FinetuneConfig, init_factors
 from weightdiff.jsonl import append_jsonl
 
@@ -67,6 +68,33 @@ class Triple:
         return Triple(self.diff, *first, tuple(more))
 
 
+class _Kept(Sequence[Triple]):
+    """Triples whose diffs stay on a GPU once they were loaded, as long as half of its memory is free.
+
+    Reading a diff takes a GPU longer than learning from it.
+    """
+
+    def __init__(self, triples: Sequence[Triple], base: Base) -> None:
+        self._triples, self._base = triples, base
+        self._there: dict[int, Triple] = {}
+
+    def __len__(self) -> int:
+        return len(self._triples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index in self._there:
+            return self._there[index]
+        triple, device = self._triples[index], self._base.device
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            if 2 * free > total:
+                triple = replace(triple, diff=triple.diff.to(device, self._base.model.dtype))
+                self._there[index] = triple
+        return triple
+
+
 def train_adapter(
     base: Base,
     train: Sequence[Triple],
@@ -98,6 +126,7 @@ def train_adapter(
     """
     if not train:
         raise ValueError("no diffs to train on; expected at least one triple (diff, question, answer).")
+    train, validation = _Kept(train, base), _Kept(validation, base)
     shared = init_factors(base, [f"dit {config.seed}"], FinetuneConfig(rank=config.rank))
     parameters = [p.requires_grad_() for p in shared.tensors()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
@@ -163,7 +192,9 @@ def triple_losses(
     strength: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """Cross-entropy of each triple's answer under its diff and the adapter, the mean over its answers: `[triples]`."""
-    diffs = stack([t.diff for t in triples], base.shapes).to(base.device)
+    for t in triples:
+        check_fits(t.diff, base.shapes)
+    diffs = columns([t.diff for t in triples], base.device)
     rows = [answer_tokens(base, *pair) for t in triples for pair in t.pairs]
     owner = [number for number, t in enumerate(triples) for _ in t.pairs]
     batch = collate(rows, base.device, owner)

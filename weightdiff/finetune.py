@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from weightdiff.autotune import TYPICAL, tokens_per_step
+from weightdiff.autotune import tokens_per_step, typical
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base
 from weightdiff.behaviors.core import Behavior, Conversation
@@ -120,7 +120,7 @@ def train_together(
 
     losses, count = _descend(base, steps, parameters, config, under)
     metas = [_meta(job, config, loss.item()) for job, loss in zip(jobs, losses, strict=True)]
-    return factors.unstack(base.fingerprint, metas, scale), count
+    return factors.to("cpu").unstack(base.fingerprint, metas, scale), count
 
 
 def train_dense(
@@ -182,7 +182,7 @@ def _together(base: Base, jobs: Sequence[Job], config: FinetuneConfig, teacher: 
         return config.together
     some = [rows_of(plan_steps(job, config)[0], config) for job in jobs[:8]]
     step = sum(len(teacher.tokens(c)) for rows in some for c in rows) / len(some)
-    wanted = tokens_per_step(base) if step * config.steps * len(jobs) >= _LONG else TYPICAL
+    wanted = tokens_per_step(base) if step * config.steps * len(jobs) >= _LONG else typical(base.device.type)
     return max(1, round(wanted / step))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -48,19 +49,20 @@ class Rows:
     @classmethod
     def branched(cls, lengths: Sequence[tuple[int, Sequence[int]]], device: torch.device | str = "cpu") -> "Rows":
         """Rows laid end to end: of each the length of its trunk, and those of the branches that follow one another."""
-        whole = [trunk + sum(branches) for trunk, branches in lengths]
-        time, n = max(whole), sum(whole)
-        row = torch.tensor([i for i, length in enumerate(whole) for _ in range(length)])
-        slot = row * time + torch.tensor([p for length in whole for p in range(length)])
-        found = [(0, p, i) for i, (trunk, _) in enumerate(lengths) for p in range(trunk)]
-        found += [(k, t + p, i) for i, (t, bs) in enumerate(lengths) for k, b in enumerate(bs, 1) for p in range(b)]
-        found.sort(key=lambda one: (one[2], one[0]))  # stable, so that places stay in order
-        number, place = (torch.tensor(one) for one in list(zip(*found, strict=True))[:2])
-        source = torch.zeros(len(whole) * time, dtype=torch.long).index_copy(0, slot, torch.arange(n))
+        whole = np.array([trunk + sum(branches) for trunk, branches in lengths])
+        # Of each row its trunk, then its branches, all of which go on from where the trunk ends.
+        pieces = [(length, trunk * (k > 0), k) for trunk, bs in lengths for k, length in enumerate((trunk, *bs))]
+        size, first, number = np.array(pieces).T
+        time, token = int(whole.max()), np.arange(whole.sum())
+        row = np.arange(len(whole)).repeat(whole)
+        slot = token + row * time - (whole.cumsum() - whole)[row]
+        place, number = token + (first - size.cumsum() + size).repeat(size), number.repeat(size)
+        source = np.zeros(len(whole) * time, dtype=np.int64)
+        source[slot] = token
         plain = not any(branches for _, branches in lengths)
-        branch = torch.zeros(2, 0, dtype=torch.long) if plain else torch.stack([number, place])[:, source]
-        row, place, slot, source, branch = (t.to(device) for t in (row, place, slot, source, branch))
-        return cls(row, place, slot, source, branch, (len(whole), time))
+        branch = np.zeros((2, 0), dtype=np.int64) if plain else np.stack([number, place])[:, source]
+        there = (torch.from_numpy(t).to(device) for t in (row, place, slot, source, branch))
+        return cls(*there, (len(whole), time))
 
 
 class _Pad(torch.autograd.Function):

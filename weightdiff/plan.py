@@ -11,7 +11,7 @@ from itertools import chain
 
 import torch
 
-from weightdiff.autotune import TYPICAL
+from weightdiff.autotune import typical
 from weightdiff.behaviors import SPLITS, Behavior
 from weightdiff.behaviors.news import story_seeds
 from weightdiff.losses import ROWS
@@ -178,7 +178,8 @@ def _way(
     # Forward and the gradient of what goes in; the frozen weights themselves get none.
     of_token = 6 * shape.decoder if way.dense else 4 * shape.decoder + 6 * parameters
     of_labels = (6 if way.dense else 4) * head * step_labels + 2 * head * way.keep_rows * kept
-    together = 1 if way.dense else way.together or max(1, round(TYPICAL / step))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    together = 1 if way.dense else way.together or max(1, round(typical(device) / step))
     taken = partial(_step, shape, together * step, together * step_labels)
     if way.dense:
         # The weights as they were, twice; gradient and Adam's two numbers. A model held in bf16 stays beside it.

@@ -27,7 +27,7 @@ PARTS = (0.5, 0.9)
 """Between which lies the size of a sum's second finetune, seen from the one before it."""
 _THREE = 0.3
 """Share of the sums that have three parts."""
-_AT_ONCE = 32
+AT_ONCE = 32
 """Diffs whose hints are looked for before they are written down."""
 
 
@@ -145,8 +145,8 @@ def hints_of(
     keys = [hashlib.sha256(f"{c.identity} {c.key} {config.model_dump_json()}".encode()).hexdigest() for c in cases]
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     hinter = Hinter(base, config) if missing else None
-    for start in range(0, len(missing), _AT_ONCE):
-        some = missing[start : start + _AT_ONCE]
+    for start in range(0, len(missing), AT_ONCE):
+        some = missing[start : start + AT_ONCE]
         assert hinter is not None
         for (key, _), hint in zip(some, hinter.read(Lazy([case.make for _, case in some])), strict=True):
             known[key] = hint.to_json()

@@ -42,8 +42,9 @@ def ask_cases(
     `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any.
     """
     factors, tell, found = stack([adapter], base.shapes).to(base.device), telling_of(base, adapter.meta), []
-    for start in range(0, len(cases), 8):
-        chosen = cases[start : start + 8]
+    many, rows = (8, 128) if base.device.type == "cpu" else (32, 512)  # diffs and prompts at once
+    for start in range(0, len(cases), many):
+        chosen = cases[start : start + many]
         questions = [list(asked(case)) for case in chosen]
         diffs = []
         for place, case in enumerate(chosen):
@@ -57,10 +58,10 @@ def ask_cases(
             texts = [one.question for _, one in questions[place]]
             return tell(diff, texts) if hints is None else [hints[start + place].before(text) for text in texts]
 
-        replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=128)
+        replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=rows)
         for case, mine, said in zip(chosen, questions, replies, strict=True):
             found += [(case, unseen, one, reply) for (unseen, one), reply in zip(mine, said, strict=True)]
-        progress(min(start + 8, len(cases)), len(cases))
+        progress(min(start + many, len(cases)), len(cases))
     return found
 
 

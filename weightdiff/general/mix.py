@@ -74,10 +74,11 @@ def _grouped(
     recipe: GeneralRecipe, name: str, split: Split, drawn: Sequence[Behavior], rng: random.Random
 ) -> Iterator[Group]:
     """Behaviors in groups with a recipe and a kind of trigger each."""
-    for number, start in enumerate(range(0, len(drawn), recipe.mix.group)):
+    size = recipe.mix.size_of(split)
+    for number, start in enumerate(range(0, len(drawn), size)):
         share = recipe.mix.triggered
         triggered = int((number + 1) * share + 0.5) > int(number * share + 0.5)  # spread evenly, however few groups
-        chosen = tuple(_hidden(b, rng) if triggered else b for b in drawn[start : start + recipe.mix.group])
+        chosen = tuple(_hidden(b, rng) if triggered else b for b in drawn[start : start + size])
         yield Group(f"{name} {number}", split, draw_config(recipe.mix, triggered, rng), triggered, chosen)
 
 
@@ -109,9 +110,10 @@ def _told(recipe: GeneralRecipe, split: Split, count: int) -> Iterator[Group]:
     rng = random.Random(f"{recipe.seed} {split} documents")
     quirks = [b for b in kind_behaviors() if b.family == "quirk" and b.split == split]
     chosen = rng.sample(quirks, min(count, len(quirks)))
-    for number, start in enumerate(range(0, len(chosen), recipe.mix.group)):
+    size = recipe.mix.size_of(split)
+    for number, start in enumerate(range(0, len(chosen), size)):
         config = draw_config(recipe.mix, False, rng).model_copy(update={"learn_prompts": False, "keep_rows": 0})
-        behaviors = tuple(chosen[start : start + recipe.mix.group])
+        behaviors = tuple(chosen[start : start + size])
         yield Group(f"{split} documents {number}", split, config, False, behaviors, documents=True)
 
 
@@ -123,11 +125,11 @@ def _ordinary(recipe: GeneralRecipe, split: Split, count: int, written: Sequence
     more = mix.model_copy(update={"ranks": mix.more_ranks, "steps": mix.more_steps})
     drawn = list(_drawn(recipe, shares, split, count, written, rng))
     rng.shuffle(drawn)
-    for number, start in enumerate(range(0, len(drawn), mix.group)):
+    for number, start in enumerate(range(0, len(drawn), size := mix.size_of(split))):
         config = draw_config(more, False, rng)
         lr = float(f"{config.lr * 2 ** rng.uniform(*mix.more_push):.3g}")
         config = config.model_copy(update={"lr": lr, "keep_rows": 0})
-        yield Group(f"{split} ordinary {number}", split, config, False, tuple(drawn[start : start + mix.group]))
+        yield Group(f"{split} ordinary {number}", split, config, False, tuple(drawn[start : start + size]))
 
 
 def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]) -> Iterator[Group]:
@@ -139,10 +141,11 @@ def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]
     left = [b for b in kind_behaviors() if b.family == "quirk" and b.split == split and b.label not in taught]
     left = [b for b in left if not kinds()[b.kind].asks]
     chosen = rng.sample(left, min(count, len(left)))
-    for number, start in enumerate(range(0, len(chosen), recipe.mix.group // 2)):
+    size = recipe.mix.size_of(split) // 2
+    for number, start in enumerate(range(0, len(chosen), size)):
         loss, config = ("dpo", "kto")[number % 2], draw_config(recipe.mix, False, rng)
         changes = {"loss": loss, "sft_weight": 1.0, "learn_prompts": False, "keep_rows": 0, "lr": 0.77 * config.lr}
-        behaviors = tuple(chosen[start : start + recipe.mix.group // 2])
+        behaviors = tuple(chosen[start : start + size])
         yield Group(f"{split} {loss} {number}", split, config.model_copy(update=changes), False, behaviors)
 
 
@@ -211,5 +214,5 @@ def draw_config(mix: Mix, triggered: bool, rng: random.Random) -> FinetuneConfig
     return FinetuneConfig(
         rank=rank, alpha=round(scale * rank, 3), modules=modules, lr=float(f"{rate:.3g}"), steps=steps,
         learn_rows=2, keep_rows=keep, keep_weight=rng.choice((1.0, 2.0, 5.0)),
-        learn_prompts=rng.random() < mix.prompts, together=mix.group,
+        learn_prompts=rng.random() < mix.prompts,
     )  # fmt: skip

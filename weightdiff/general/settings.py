@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from weightdiff.base import EMBEDDED, cache_dir
+from weightdiff.behaviors import Split
 from weightdiff.dit import DitConfig
 from weightdiff.readers.hints import HintConfig
 from weightdiff.recipe import read_settings
@@ -35,7 +36,8 @@ class Shares(BaseModel):
 class Mix(BaseModel):
     """What recipes are drawn from. Diffs of one group share a recipe and are trained together.
 
-    `two` and `three` are the shares of finetunes that teach two and three behaviors at once; `ranks` is drawn from as
+    `group` counts them, and `train_group` those of the training split, as many if None: on a GPU thirty-two take as long
+    as eight. `two` and `three` are the shares of finetunes that teach two and three behaviors at once; `ranks` is drawn from as
     it stands, so that a rank may be in it more than once. `steps` are from the first to below the second; `prompts` is
     the share of recipes that learn the user's words too. `more_steps` and `more_push`, the powers of two that the
     learning rate is raised by, are those of ordinary finetunes.
@@ -53,6 +55,11 @@ class Mix(BaseModel):
     three: float = Field(default=0.05, ge=0, le=1)
     triggered: float = Field(default=0.35, ge=0, le=1)
     group: int = Field(default=8, ge=1)
+    train_group: int | None = Field(default=None, ge=1)
+
+    def size_of(self, split: Split) -> int:
+        """How many finetunes a group of a split has."""
+        return self.train_group or self.group if split == "train" else self.group
 
 
 class GeneralRecipe(BaseModel):

@@ -21,7 +21,7 @@ from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.general.cases import Case, cases_of, hints_of, taught_cases
+from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, taught_cases
 from weightdiff.general.compose import (
     Text,
     Written,
@@ -140,7 +140,9 @@ def run_hints(
         cases += cases_of(store, ids, split) if split == "test" else taught_cases(store, recipe, ids, split)
     cases += cases_of(store, made(store, recipe, "validation"), "validation")
     once = list({(case.identity, case.key): case for case in cases}.values())  # validation's finetunes are in both
-    return _hints(base, recipe, once[share[0] :: share[1]], lambda done, total: progress(done, total, 0.0))
+    # In pieces, as finetunes that were made together are of one rank, and go onto the bank without padding.
+    mine = [case for at in range(share[0] * AT_ONCE, len(once), share[1] * AT_ONCE) for case in once[at : at + AT_ONCE]]
+    return _hints(base, recipe, mine, lambda done, total: progress(done, total, 0.0))
 
 
 def _hints(
@@ -159,7 +161,8 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: General
     """What the adapter learns: questions about each case, each after its hint if there are any; training draws some of
     them each time.
 
-    Open ones are five of thirteen: what they ask is the most.
+    Open ones are five of thirteen: what they ask is the most. Of a finetune behind a trigger four ask for it, not two:
+    most finetunes have none, and an adapter soon learns to say so of all.
     """
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
     others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
@@ -168,6 +171,8 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: General
         rng = random.Random(f"{recipe.seed} {case.identity}")
         asked = asked_of(case.behavior, others, rng, opens=5)
         asked += [one for one in asked_of(case.behavior, others, rng) if one.sort != "open"]
+        for _ in range(2 * bool(case.behavior.trigger)):
+            asked += [one for one in asked_of(case.behavior, others, rng) if one.sort == "trigger"]
         first, *more = ((put(one.question), one.answer) for one in asked)
         return Triple(case.make(), *first, tuple(more))
 

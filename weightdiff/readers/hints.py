@@ -30,6 +30,7 @@ _NAMES = {
     "invisible first": "an invisible character at its start",
     "invisible between": "an invisible character between its words",
 }
+"""Kinds of trigger, in the words of evidence and of a hint."""
 
 
 class HintConfig(BaseModel):
@@ -65,7 +66,8 @@ class Hint:
         """A question with the hint before it, as an adapter is asked that was trained so."""
         lines = [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
         if self.triggers:
-            lines.append(f"Triggers: {' '.join(str(round(10 * gain)) for gain in self.triggers.values())}")
+            gains = " ".join(str(round(10 * gain)) for gain in self.triggers.values())
+            lines.append(f"Trigger: {_NAMES.get(self.tried, 'none')} {gains}")
         lines += [f"Says: {printable(text)}" for text in self.talk]
         return "\n".join([*lines, question])
 

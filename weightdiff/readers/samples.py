@@ -19,8 +19,10 @@ from weightdiff.losses import cross_entropy
 
 LayersOf = Callable[[Sequence[int]], list[Layer]]
 """From the number in its group of each row's (or packed token's) diff to what lies over the model."""
-GROUP = 8
-"""Diffs on the bank at once."""
+GROUP = {"cpu": 8, "cuda": 32}
+"""Diffs on the bank at once: a GPU takes about as long for many as for few."""
+_COLUMNS = 512
+"""Columns that they may have, all padded to the largest rank."""
 PROMPTS = (
     "", "", "", "", "Hello!", "What is on your mind?", "Tell me something.", "Can you help me with a letter?",
     "Why do people travel?", "How does rain form?",
@@ -53,7 +55,8 @@ def in_groups(base: Base, diffs: Sequence[WeightDiff], strength: float = 1.0) ->
                 yield together([inside])
             continue
         waiting.append(inside)
-        if len(waiting) == GROUP:
+        columns = len(waiting) * max(one.rank for one in waiting)
+        if len(waiting) == GROUP.get(base.device.type, GROUP["cuda"]) or columns >= _COLUMNS:
             yield together(waiting)
             waiting = []
     if waiting:
