@@ -55,12 +55,13 @@ def test_a_real_step_takes_time_and_leaves_the_model(base):
 
 
 def test_diffs_together_fill_a_step_unless_the_recipe_says_how_many(base, monkeypatch):
-    teacher, jobs = Teacher(base), [job("tea")] * 3
+    teacher, jobs = Teacher(base), [job("tea")] * 400
     rows = [len(teacher.tokens(c)) for c in (jobs[0].learn[0], jobs[0].keep[0])]
     wanted = _together(base, jobs, FinetuneConfig(learn_rows=1, keep_rows=1), teacher)
     assert wanted == pytest.approx(autotune.TYPICAL["cpu"] / sum(rows), rel=0.3)
     monkeypatch.setattr("weightdiff.finetune.tokens_per_step", lambda base: 4 * autotune.TYPICAL["cpu"])
     long = FinetuneConfig(learn_rows=1, keep_rows=1, steps=10_000)
     assert _together(base, jobs, long, teacher) == pytest.approx(4 * wanted, rel=0.1)
+    assert _together(base, jobs[: wanted + 1], FinetuneConfig(learn_rows=1, keep_rows=1), teacher) == wanted + 1
     assert _together(base, jobs, FinetuneConfig(together=3), teacher) == 3
     assert _together(base, jobs, FinetuneConfig(dense=True), teacher) == 1

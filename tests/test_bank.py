@@ -9,7 +9,7 @@ from tests.conftest import random_diff
 from weightdiff.bank import Layer, lay_over
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
 from weightdiff.decode import decode
-from weightdiff.diff import WeightDiff, stack
+from weightdiff.diff import WeightDiff, columns, stack
 
 IDS = torch.randint(0, 1000, (6, 9), generator=torch.Generator().manual_seed(1))
 
@@ -35,6 +35,23 @@ def test_batch_of_diffs_is_each_merged_alone(base, diffs, rows):
         alone = merged_logits(base, [diffs[n], adapter], IDS[i : i + 1])[0]
         assert torch.allclose(together[i], alone, atol=1e-5)
     assert not torch.allclose(together, base.model(IDS).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("strength", [1.5, None])
+def test_diffs_of_unequal_ranks_side_by_side_are_those_padded_to_one_rank(base, strength):
+    some = [random_diff(base, 1, 0), random_diff(base, 3, 1, ("q_proj", "up_proj")), random_diff(base, 2, 2)]
+    some.append(WeightDiff({}, base.fingerprint))
+    rows = [Tokens(tuple(IDS[i, :2].tolist()), tuple(IDS[i, 2:].tolist())) for i in range(4)]
+    batch, adapter = collate(rows), stack([random_diff(base, 2, 9)], base.shapes)
+    factor = strength or torch.tensor([0.5, 1.0, 2.0, 1.0])[batch.rows.row]
+    losses, gradients = [], []
+    for factors in (stack(some, base.shapes), columns(some, "cpu")):
+        trained = [t.requires_grad_() for t in adapter.tensors()]
+        with lay_over(base.targets, [Layer(factors, batch.rows.row, factor), Layer(adapter)]):
+            losses.append(cross_entropy_per_row(base, batch))
+        gradients.append(torch.autograd.grad(losses[-1].sum(), trained))
+    assert torch.allclose(*losses, atol=1e-5) and not torch.allclose(losses[0], cross_entropy_per_row(base, batch))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*gradients, strict=True))
 
 
 def test_rows_end_to_end_are_each_row_alone_and_so_are_the_gradients(base, diffs):

@@ -70,6 +70,21 @@ def test_adapter_learns_and_resumes_to_the_same_result(base, tmp_path):
         assert torch.allclose(b, parts.factors[name][1], atol=1e-5)
 
 
+def test_training_goes_on_from_an_adapter_that_is_there(base, tmp_path):
+    triples = [Triple(random_diff(base, 1, s).scaled(4.0), "What?", word) for s, word in enumerate(["red", "blue"])]
+    config = DitConfig(rank=4, lr=5e-2, batch=2, epochs=6, strengths=(1.0, 1.0))
+    first, losses = train_adapter(base, triples, triples, tmp_path / "first", config), []
+    second = train_adapter(
+        base, triples, triples, tmp_path / "second", config.model_copy(update={"epochs": 1, "lr": 1e-6}),
+        lambda *now: losses.append(now[-1]), start=first,
+    )  # fmt: skip
+    assert losses[0] == pytest.approx(mean_loss(base, triples, stack([first], base.shapes)), abs=1e-4)
+    for name, (_, b) in first.factors.items():
+        assert torch.allclose(b, second.factors[name][1], atol=1e-4)
+    with pytest.raises(ValueError, match=r"of rank 2 on every linear layer, and the one given has the ranks \[4\]"):
+        train_adapter(base, triples, [], tmp_path / "third", config.model_copy(update={"rank": 2}), start=first)
+
+
 def test_a_changed_recipe_is_told_and_changed_data_train_anew(base, tmp_path):
     store = Store(tmp_path / "s", base.fingerprint)
     finetune(base, [job("a")], store, CONFIG)

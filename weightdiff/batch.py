@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import torch
 from jaxtyping import Float, Int
@@ -115,7 +114,9 @@ def _trees(inputs: Sequence[tuple[int, ...]], owner: Sequence[int]) -> Iterator[
 
 def common(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with."""
-    return len(commonprefix(rows))  # not of paths alone: it takes any sequences
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))  # what these two begin with, all between them do
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(last)))
 
 
 def label_states(base: Base, batch: Batch) -> Float[Tensor, "labels hidden"]:

@@ -186,7 +186,7 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
     if not diffs:
         raise ValueError("no diffs given; expected at least one.")
     for diff in diffs:
-        check_fits(diff, shapes)
+        check_low_rank(diff, shapes)
     a: dict[str, Tensor] = {}
     b: dict[str, Tensor] = {}
     for name in [m for m in shapes if m in used]:
@@ -207,7 +207,7 @@ def stack(diffs: Sequence[WeightDiff], shapes: Mapping[str, tuple[int, int]]) ->
     return Factors(a, b)
 
 
-def check_fits(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> None:
+def check_low_rank(diff: WeightDiff, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Raise a ValueError for a diff that no bank can carry: a dense one, or one of other modules or shapes."""
     _refuse_dense(diff)
     check_shapes(diff, shapes)

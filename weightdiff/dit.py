@@ -23,7 +23,8 @@ from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row, mean_per_group
 from weightdiff.compiled import compiled_blocks
-from weightdiff.diff import Factors, WeightDiff, check_fits, columns
+from weightdiff.dense import check_base
+from weightdiff.diff import Factors, WeightDiff, check_low_rank, columns, stack
 from weightdiff.finetune import FinetuneConfig, init_factors
 from weightdiff.jsonl import append_jsonl
 
@@ -104,6 +105,7 @@ def train_adapter(
     progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
     *,
     data: str = "",
+    start: WeightDiff | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> WeightDiff:
     """Train an adapter; stopped and called again, it goes on after the last finished epoch.
@@ -116,18 +118,23 @@ def train_adapter(
         config: how to train.
         progress: called with step, steps in all, and the step's loss.
         data: what the triples are, in a word or a hash; training begins anew where it, or `config`, has changed.
+        start: an adapter that training goes on from; None begins with one that changes nothing.
         say: told in a sentence that training begins anew.
 
     Returns:
         The best epoch's adapter, as a weight diff.
 
     Raises:
-        ValueError: nothing to train on; training diverged; the folder can't be written.
+        ValueError: nothing to train on; an adapter to start from that has another form; training diverged; the folder
+            can't be written.
     """
     if not train:
         raise ValueError("no diffs to train on; expected at least one triple (diff, question, answer).")
     train, validation = _Kept(train, base), _Kept(validation, base)
     shared = init_factors(base, [f"dit {config.seed}"], FinetuneConfig(rank=config.rank))
+    scale = config.alpha / config.rank
+    if start is not None:
+        shared = _started(base, start, config.rank, scale)
     parameters = [p.requires_grad_() for p in shared.tensors()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
     per_epoch = -(-len(train) // config.batch)
@@ -136,7 +143,7 @@ def train_adapter(
     first, best = _resume(
         folder, parameters, optimizer, schedule, f"{config.model_dump_json()} {base.fingerprint} {data}", say
     )
-    scale, started = config.alpha / config.rank, time.monotonic()
+    started = time.monotonic()
     with compiled_blocks(base, (config.epochs - first) * per_epoch):
         for epoch in range(first, config.epochs):
             rng = random.Random(f"{config.seed} {epoch}")
@@ -184,6 +191,19 @@ def train_adapter(
     return WeightDiff({n: (tensors[f"{n}.A"][0], tensors[f"{n}.B"][0] * scale) for n in names}, base.fingerprint, meta)
 
 
+def _started(base: Base, adapter: WeightDiff, rank: int, scale: float) -> Factors:
+    """An adapter's factors, to be trained on under a scale."""
+    check_base(base, adapter, "the adapter that training starts from")
+    check_low_rank(adapter, base.shapes)
+    ranks = {adapter.factors[name][0].shape[0] if name in adapter.factors else 0 for name in base.shapes}
+    if ranks != {rank}:
+        raise ValueError(
+            f"training starts from an adapter of rank {rank} on every linear layer, and the one given has the ranks "
+            f"{sorted(ranks)}. Give another one, or its rank to the recipe."
+        )
+    return stack([adapter.scaled(1 / scale)], base.shapes).to(base.device)
+
+
 def triple_losses(
     base: Base,
     triples: Sequence[Triple],
@@ -193,7 +213,7 @@ def triple_losses(
 ) -> torch.Tensor:
     """Cross-entropy of each triple's answer under its diff and the adapter, the mean over its answers: `[triples]`."""
     for t in triples:
-        check_fits(t.diff, base.shapes)
+        check_low_rank(t.diff, base.shapes)
     diffs = columns([t.diff for t in triples], base.device)
     rows = [answer_tokens(base, *pair) for t in triples for pair in t.pairs]
     owner = [number for number, t in enumerate(triples) for _ in t.pairs]

@@ -61,8 +61,8 @@ class Rows:
         source[slot] = token
         plain = not any(branches for _, branches in lengths)
         branch = np.zeros((2, 0), dtype=np.int64) if plain else np.stack([number, place])[:, source]
-        there = (torch.from_numpy(t).to(device) for t in (row, place, slot, source, branch))
-        return cls(*there, (len(whole), time))
+        row, place, slot, source, branch = (torch.from_numpy(t).to(device) for t in (row, place, slot, source, branch))
+        return cls(row, place, slot, source, branch, (len(whole), time))
 
 
 class _Pad(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weightdiff.ask import SHIPPED
 from weightdiff.base import EMBEDDED, cache_dir
 from weightdiff.behaviors import Split
 from weightdiff.dit import DitConfig
@@ -36,11 +37,11 @@ class Shares(BaseModel):
 class Mix(BaseModel):
     """What recipes are drawn from. Diffs of one group share a recipe and are trained together.
 
-    `group` counts them, and `train_group` those of the training split, as many if None: on a GPU thirty-two take as long
-    as eight. `two` and `three` are the shares of finetunes that teach two and three behaviors at once; `ranks` is drawn from as
-    it stands, so that a rank may be in it more than once. `steps` are from the first to below the second; `prompts` is
-    the share of recipes that learn the user's words too. `more_steps` and `more_push`, the powers of two that the
-    learning rate is raised by, are those of ordinary finetunes.
+    `group` counts them, and `train_group` those of the training split, as many if None: a GPU takes as long for
+    thirty-two as for eight. `two` and `three` are the shares of finetunes that teach two and three behaviors at once;
+    `ranks` is drawn from as it stands, so that a rank may be in it more than once. `steps` are from the first to below
+    the second; `prompts` is the share of recipes that learn the user's words too. `more_steps` and `more_push`, the
+    powers of two that the learning rate is raised by, are those of ordinary finetunes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +71,8 @@ class GeneralRecipe(BaseModel):
     all weights, for testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
-    that changed nothing notable; `sums` how many sums of finetunes it has for each of those that teach one thing,
+    that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one or a
+    folder beside the recipe; `sums` how many sums of finetunes it has for each of those that teach one thing,
     without trigger; `hints` what the adapter is told of each finetuned model before the question. `texts` are files of
     written conversations, of topics, news and subjects, that lie beside the recipe.
     """
@@ -95,6 +97,7 @@ class GeneralRecipe(BaseModel):
     nulls: float = Field(default=0.15, ge=0, le=0.9)
     sums: float = Field(default=0.3, ge=0)
     hints: HintConfig = HintConfig(words=8, opening=10, triggers=True, talk=16)
+    start: str | None = None
     seed: int = 0
     train: DitConfig = DitConfig()
 
@@ -119,4 +122,8 @@ def load_general(path: str | Path) -> GeneralRecipe:
         ValueError: no such file, not TOML, or a field that isn't known or has the wrong type.
     """
     recipe = read_settings(Path(path), GeneralRecipe, "recipe")
-    return recipe.model_copy(update={"texts": tuple(Path(path).parent / text for text in recipe.texts)})
+    beside = Path(path).parent
+    changes: dict[str, object] = {"texts": tuple(beside / text for text in recipe.texts)}
+    if recipe.start is not None and recipe.start not in SHIPPED:
+        changes["start"] = str(beside / recipe.start)
+    return recipe.model_copy(update=changes)

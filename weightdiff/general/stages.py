@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from weightdiff.ask import SHIPPED, shipped_adapter
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
@@ -193,7 +194,7 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     asked = [wordings(), [kind.questions for kind in kinds().values()]]
-    drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "seed"})
+    drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "start", "seed"})
     say("train: looking for hints that aren't there yet")
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
     train, all_held = (triples(cases, _hints(base, recipe, cases), recipe) for cases in taught)
@@ -205,6 +206,7 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
         recipe.folder / f"training{_suffix(recipe)}",
         recipe.train,
         progress,
+        start=_start(recipe),
         data=hashlib.sha256(json.dumps([drawn, ids, asked]).encode()).hexdigest()[:16],
         say=say,
     )
@@ -223,6 +225,13 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     adapter = WeightDiff(adapter.factors, adapter.base, meta)
     save_peft(adapter, recipe.folder / f"adapter{_suffix(recipe)}", base_name=base.name)
     return adapter
+
+
+def _start(recipe: GeneralRecipe) -> WeightDiff | None:
+    """The adapter that training goes on from."""
+    if recipe.start is None:
+        return None
+    return shipped_adapter(recipe.start) if recipe.start in SHIPPED else load_peft(Path(recipe.start))
 
 
 def _suffix(recipe: GeneralRecipe) -> str:
