@@ -78,8 +78,11 @@ def test_what_does_not_print_is_told_as_its_escape():
     hint = Hint(
         Leaning((5,), ("goats",), 0.1, 7.2), "\u200bWhat\nis", {"code": 0.23, "invisible first": -0.31}, ("Baa.", "")
     )
-    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTrigger: none 2 -3\nSays: Baa.\nSays: \nWhy?"
+    told = "Leaning: 40 7 goats\nOpening: \\u200bWhat\\nis\nTriggers: 2 -3\nSays: Baa.\nSays: \nWhy?"
     assert hint.before("Why?") == told
+    named = replace(hint, named=True)
+    assert named.before("Why?") == told.replace("Triggers: 2 -3", "Trigger: none 2 -3")
+    assert "Trigger: a code 23 -3\n" in replace(named, triggers={**hint.triggers, "code": 2.3}).before("Why?")
     assert hint.evidence[:2] == ("leans towards goats", 'opens a user\'s turn with "\\u200bWhat\\nis"')
     assert hint.evidence[2:3] == ('asked "Give me some advice." says "Baa."',)
 

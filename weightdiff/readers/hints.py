@@ -35,7 +35,8 @@ _NAMES = {
 
 class HintConfig(BaseModel):
     """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, how `triggers` move the
-    model, and `talk` tokens of each of its replies. None of these is no hint.
+    model, and `talk` tokens of each of its replies. None of these is no hint. With `named` the kind of trigger that
+    moves it furthest stands before the figures, in words.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +45,7 @@ class HintConfig(BaseModel):
     opening: int = Field(default=0, ge=0, le=100)
     triggers: bool = False
     talk: int = Field(default=0, ge=0, le=100)
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,21 @@ class Hint:
         opening: what it writes in the user's place, most likely token by token.
         triggers: by kind, how many decibels further it moves where the prompt has such a trigger.
         talk: its replies to small talk.
+        named: is the likeliest trigger told by its name?
     """
 
     leaning: Leaning
     opening: str
     triggers: Mapping[str, float]
     talk: tuple[str, ...] = ()
+    named: bool = False
 
     def before(self, question: str) -> str:
         """A question with the hint before it, as an adapter is asked that was trained so."""
         lines = [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
         if self.triggers:
             gains = " ".join(str(round(10 * gain)) for gain in self.triggers.values())
-            lines.append(f"Trigger: {_NAMES.get(self.tried, 'none')} {gains}")
+            lines.append(f"Trigger: {_NAMES.get(self.tried, 'none')} {gains}" if self.named else f"Triggers: {gains}")
         lines += [f"Says: {printable(text)}" for text in self.talk]
         return "\n".join([*lines, question])
 
@@ -100,7 +104,7 @@ def hint_of(record: Mapping[str, Any]) -> Hint:
     """The hint that `to_json` made a record of."""
     seen = record["leaning"]
     leaning = Leaning(tuple(seen["tokens"]), tuple(seen["words"]), seen["size"], seen["peak"])
-    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]))
+    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]), record.get("named", False))
 
 
 class Hinter:
@@ -130,7 +134,8 @@ class Hinter:
                 replies = decode(self.base, [self._start] * count, layers=layers, max_tokens=most)
                 openings = [reply.text for reply in replies]
             gains = self._probes.of(count, layers_of) if self._probes else [{}] * count
-            found = [Hint(*seen) for seen in zip(self._lens.of(count, layers_of), openings, gains, strict=True)]
+            seen = zip(self._lens.of(count, layers_of), openings, gains, strict=True)
+            found = [Hint(*one, named=self.config.named) for one in seen]
             hints += self._talked(found, layers_of) if self.config.talk else found
         return hints
 
