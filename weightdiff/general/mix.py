@@ -141,7 +141,7 @@ def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]
     left = [b for b in kind_behaviors() if b.family == "quirk" and b.split == split and b.label not in taught]
     left = [b for b in left if not kinds()[b.kind].asks]
     chosen = rng.sample(left, min(count, len(left)))
-    size = recipe.mix.size_of(split) // 2
+    size = max(1, recipe.mix.size_of(split) // 2)
     for number, start in enumerate(range(0, len(chosen), size)):
         loss, config = ("dpo", "kto")[number % 2], draw_config(recipe.mix, False, rng)
         changes = {"loss": loss, "sft_weight": 1.0, "learn_prompts": False, "keep_rows": 0, "lr": 0.77 * config.lr}
