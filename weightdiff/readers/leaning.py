@@ -95,7 +95,7 @@ class Lens:
     def _leading(self, score: Float[Tensor, " vocab"]) -> tuple[int, ...]:
         """The tokens of the highest scores, less those that only bend a word that is there."""
         found: dict[str, int] = {}
-        for n in score.masked_fill(~self._starts.to(score.device), float("-inf")).topk(12 * self.most).indices.tolist():
+        for n in score.masked_fill(~self._starts, float("-inf")).topk(12 * self.most).indices.tolist():
             found.setdefault(self.base.tokenizer.decode([n]).strip().lower()[:4], n)
         return tuple(found.values())[: self.most]
 
