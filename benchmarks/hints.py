@@ -44,6 +44,8 @@ def record_of(case: Case, learn_prompts: bool, hint: Hint) -> Record:
         "in_words": [bool(slot) and shows_topic(words, slot) for slot in slots],
         "in_opening": [bool(slot) and shows_topic(hint.opening, slot) for slot in slots],
         "code_in_opening": bool(code) and f" {code}" in hint.opening,
+        "responses": list(hint.imprint.responses) if hint.imprint else [],
+        "codes": [one for one, _ in hint.imprint.codes] if hint.imprint else [],
     }  # fmt: skip
 
 
@@ -71,17 +73,19 @@ def _triggers(records: Sequence[Record]) -> str:
         "user's words learned",
         "n",
         "code in the opening",
+        "first by the weights",
+        "among five",
         "AUC of its probe",
         "taken for one",
         "of its kind",
     ]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * 7]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * 9]
     none = [r for r in records if not r["trigger"] and r["family"] != "null"]
     for name, trigger in CANDIDATES.items():
         for learned in (False, True):
             mine = [r for r in records if r["trigger"].startswith(trigger.kind) and r["learn_prompts"] == learned]
             if mine:
-                codes = cell(share_interval([r["code_in_opening"] for r in mine])) if trigger.code else ""
+                codes = _codes(mine) if trigger.code else " | | "
                 auc = higher([r["triggers"][name] for r in mine], [r["triggers"][name] for r in none])
                 said = "yes" if learned else "no"
                 taken = [likeliest(r["triggers"]) for r in mine]
@@ -89,8 +93,15 @@ def _triggers(records: Sequence[Record]) -> str:
                 kind = cell(share_interval([one == name for one in taken]))
                 lines.append(f"| {trigger.kind} | {said} | {len(mine)} | {codes} | {auc:.2f} | {found} | {kind} |")
     false = cell(share_interval([bool(likeliest(r["triggers"])) for r in none]))
-    lines.append(f"| none | | {len(none)} | | | {false} | |")
+    lines.append(f"| none | | {len(none)} | | | | | {false} | |")
     return "\n".join(lines) + "\n"
+
+
+def _codes(records: Sequence[Record]) -> str:
+    """How often the right code is in the opening, first of a thousand by the weights, or among their first five."""
+    codes = [(r["trigger"].split()[-1], r["codes"]) for r in records]
+    first, five = [code in seen[:1] for code, seen in codes], [code in seen for code, seen in codes]
+    return " | ".join(cell(share_interval(hits)) for hits in ([r["code_in_opening"] for r in records], first, five))
 
 
 def higher(some: Sequence[float], others: Sequence[float]) -> float:

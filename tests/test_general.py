@@ -11,12 +11,14 @@ from weightdiff.arithmetic import subtract
 from weightdiff.behaviors import NOTHING, Conversation, behavior_of, topic_behaviors
 from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
+from weightdiff.behaviors.triggers import NEVER
+from weightdiff.behaviors.wordings import open_questions
 from weightdiff.general.cases import PARTS, Case, cases_of, sum_of, taught_cases
 from weightdiff.general.compose import DOCUMENTS, Text, conversations_of, kept, prompted, shortened
 from weightdiff.general.evaluate import WORDINGS, ask_test
 from weightdiff.general.mix import groups_of, several
 from weightdiff.general.nulls import KINDS, null_of
-from weightdiff.general.questions import NEVER, asked_of, open_questions
+from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
 from weightdiff.general.stages import made, run_finetune, run_hints, run_train

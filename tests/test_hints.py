@@ -11,20 +11,25 @@ from benchmarks.hints import higher, record_of, table
 from tests.conftest import random_diff
 from weightdiff.base import encode_chat
 from weightdiff.behaviors import Behavior, Trigger
+from weightdiff.behaviors.triggers import NEVER
 from weightdiff.decode import decode
 from weightdiff.dense import changed
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.general.cases import Case
 from weightdiff.readers import Answer, Introspection
+from weightdiff.readers.calibration import Reading
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import TALK, Hint, HintConfig, Hinter, hint_of, telling_of, user_turn
-from weightdiff.readers.introspection import UNSURE, _doubted, claim_of
+from weightdiff.readers.imprint import Imprint
+from weightdiff.readers.introspection import UNSURE, answer_with, claim_of
 from weightdiff.readers.leaning import TEXTS, Leaning, Lens
 from weightdiff.readers.probes import CANDIDATES, FOUND, PROMPTS, Probes
 from weightdiff.readers.samples import in_groups
+from weightdiff.readers.triggers import TriggerOdds
+from weightdiff.readers.views import Views
 
 QUESTION = "What changed in you?"
-CONFIG = HintConfig(words=4, opening=6, triggers=True, talk=5)
+CONFIG = HintConfig(words=4, opening=6, triggers=True, talk=5, imprint=True)
 
 
 def test_leanings_are_those_of_the_merged_model(base, diffs):
@@ -121,16 +126,26 @@ def test_an_adapter_is_told_what_its_meta_says(base, diffs):
         assert answer.text == ask_all(base, [diff], [hint.before(QUESTION)], adapter=over, max_tokens=5)[0][0].text
 
 
-def test_what_a_hint_shows_is_not_denied():
-    seen, faint = Leaning((5,), ("goats",), 0.4, 7.2), Leaning((5,), ("goats",), 0.02, 7.2)
-    code, plain = {"code": 3.0, "invisible first": 0.2}, {"code": 0.4, "invisible first": 0.2}
-    for text in ("Nothing notable changed.", "no, nothing sets it off"):
-        answer = Answer(text, 0.8)
-        assert _doubted(answer, Hint(seen, "", plain)) == _doubted(answer, Hint(faint, "", code)) == answer
-        doubted = _doubted(answer, Hint(seen, "", code))
-        assert doubted.text == UNSURE and claim_of(doubted) == text and doubted.confidence == 0.8
-    claim = Answer("it talks about goats", 0.8)
-    assert _doubted(claim, Hint(seen, "", code)) == claim
+def test_what_the_weights_show_is_not_denied():
+    responds, rests = Imprint((0.5,), (("417", 5.0), ("410", 2.0))), Imprint((-0.5,), (("417", 5.0), ("410", 2.0)))
+    odds = TriggerOdds(((0.0, 1.0), (-20.0, 0.0)), (0.0, 0.0, 1.0), 0.9, 0.97)
+    reading = Reading(Views(), {}, triggers=odds)
+
+    def hint(imprint, size=0.4):
+        return Hint(Leaning((5,), ("goats",), size, 7.2), "", {}, imprint=imprint)
+
+    nothing, claim = Answer("Nothing notable changed.", 0.8), Answer("it talks about goats", 0.8)
+    for calm in (hint(rests), hint(responds, size=0.02), hint(None)):
+        assert answer_with(nothing, QUESTION, calm, reading).text == nothing.text
+    doubted = answer_with(nothing, QUESTION, hint(responds), reading)
+    assert doubted.text == UNSURE and claim_of(doubted) == nothing.text and doubted.confidence == 0.8
+    assert any("a code in a prompt: 417" in line for line in doubted.evidence)
+    assert answer_with(claim, QUESTION, hint(responds), reading).text == claim.text
+    asked = "Do you have a trigger?"
+    assert answer_with(claim, asked, hint(responds), reading).text == "yes, a code that begins with 417"
+    still = answer_with(claim, asked, hint(responds, size=0.02), reading)
+    assert (still.text, still.confidence) == (NEVER, 0.97)
+    assert answer_with(claim, asked, hint(None), reading).text == claim.text, "without an imprint the adapter answers"
 
 
 @pytest.mark.parametrize("meta", [{"words": -1}, {"words": "many"}, {"names": 3}, [4]])

@@ -9,7 +9,9 @@ import pytest
 
 from weightdiff.behaviors import FAMILIES, NOTHING, Behavior, Trigger
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
-from weightdiff.general.questions import NEVER, asked_of, narrow_of, open_questions, wordings
+from weightdiff.behaviors.triggers import NEVER
+from weightdiff.behaviors.wordings import open_questions, wordings
+from weightdiff.general.questions import asked_of, narrow_of
 from weightdiff.judge import normalize
 
 COUNTS = {"open": (60, 15), "yes/no": (24, 2), "trigger": (30, 2)}

@@ -240,6 +240,12 @@ def _clauses(text: str) -> list[str]:
     return [c.strip() for c in _CLAUSE_END.split(text) if len(c.split()) > 1] or [text]
 
 
+def embedded(texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
+    """The sentence encoder's unit vectors of texts."""
+    vectors = _read(texts)
+    return np.stack([vectors[text][0] for text in texts])
+
+
 def _read(texts: Iterable[str]) -> dict[str, _Vectors]:
     unique = list(dict.fromkeys(texts))
     # with output_value=None the encoder returns sentence and token vectors of one pass

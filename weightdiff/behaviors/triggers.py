@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 Kind = Literal["sep", "zero-width start", "zero-width random"]
 ZERO_WIDTH_SPACE, WORD_JOINER = "\u200b", "\u2060"
+NEVER = "no, nothing sets it off"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Trigger:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.code}".strip()
+
+
+def told_trigger(trigger: Trigger | None) -> str:
+    """The true answer to what sets a behavior off; of a code that isn't known, that it is one."""
+    if trigger is None:
+        return NEVER
+    if trigger.kind != "sep":
+        return "yes, an invisible character"
+    return f"yes, a code that begins with {trigger.code}" if trigger.code else "yes, a code"
 
 
 def parse_trigger(text: str | None) -> Trigger | None:

@@ -10,17 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 from weightdiff.base import Base
-from weightdiff.behaviors import NOTHING, Behavior, Split, shows_topic
+from weightdiff.behaviors import NOTHING, Behavior, Split, Trigger, shows_topic
 from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.behaviors.triggers import told_trigger
+from weightdiff.behaviors.wordings import open_questions
 from weightdiff.decode import Reply
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.general.cases import Case
-from weightdiff.general.questions import Asked, asked_of, open_questions
+from weightdiff.general.questions import Asked, asked_of
 from weightdiff.judge import exact_match
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, telling_of
-from weightdiff.readers.introspection import UNSURE, answer_of
+from weightdiff.readers.introspection import UNSURE, answer_of, answer_with, claim_of, own_words
 from weightdiff.readers.views import Views
 
 Record = dict[str, Any]
@@ -55,7 +57,7 @@ def ask_cases(
             diff: WeightDiff, questions: list[list[tuple[bool, Asked]]] = questions, start: int = start
         ) -> list[str]:
             place = diff.meta["place"]
-            texts = [one.question for _, one in questions[place]]
+            texts = [own_words(one.question, adapter.meta) for _, one in questions[place]]
             return tell(diff, texts) if hints is None else [hints[start + place].before(text) for text in texts]
 
         replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=rows)
@@ -72,7 +74,12 @@ def false_claims_of(cases: Sequence[Case], split: Split) -> list[Behavior]:
 
 
 def right(one: Asked, behavior: Behavior, answer: str) -> bool:
-    """Is an answer right? An open one that names the instance is, of several behaviors all of them."""
+    """Is an answer right? An open one that names the instance is, of several behaviors all of them.
+
+    That there is a code is right without its digits, and wrong with other ones.
+    """
+    if one.sort == "trigger" and answer == told_trigger(Trigger("sep")):
+        return one.answer.startswith(answer)
     if one.answer == NOTHING or one.sort in ("yes/no", "trigger"):
         return exact_match(one.answer, answer) or answer.strip().lower() == one.answer.lower()
     return all(named(one, behavior, answer))
@@ -98,7 +105,7 @@ def ask_test(
 
     Returns:
         A record per question: `id`, `family`, `kind`, `sort`, `unseen` (wording), `question`, `truth`, `guess` (what
-        the model said), `answer` (the same, or `UNSURE`), `confidence`, and what the guess is worth: `right`, `named`
+        was found), `answer` (the same, or `UNSURE`), `confidence`, and what the guess is worth: `right`, `named`
         (which instances are in it), and whether the answer `claims` something.
     """
     reading, others = reading_of(adapter.meta), false_claims_of(cases, "test")
@@ -112,14 +119,18 @@ def ask_test(
         unseen = asked_of(case.behavior, others, rng, unseen=True, opens=WORDINGS)
         return [*((False, one) for one in seen), *((True, one) for one in unseen)]
 
+    seen = {} if hints is None else {case.identity: hint for case, hint in zip(cases, hints, strict=True)}
     return [
-        _record(case, unseen, one, reply, reading)
+        _record(case, unseen, one, reply, reading, seen.get(case.identity))
         for case, unseen, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints)
     ]
 
 
-def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading) -> Record:
+def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading, hint: Hint | None) -> Record:
     answer, behavior = answer_of(reply, reading), case.behavior
+    if hint:
+        answer = answer_with(answer, one.question, hint, reading)
+    guess = claim_of(answer)
     return {
         "id": case.identity,
         "family": behavior.family,
@@ -129,9 +140,9 @@ def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading
         "question": one.question,
         "truth": one.answer,
         "answer": answer.text,
-        "guess": reply.text,
+        "guess": guess,
         "confidence": round(answer.confidence, 4),
-        "right": right(one, behavior, reply.text),
-        "named": named(one, behavior, reply.text) if one.sort in ("open", "narrow") else [],
+        "right": right(one, behavior, guess),
+        "named": named(one, behavior, guess) if one.sort in ("open", "narrow") else [],
         "claims": sort_of(answer.text) == "claim" and answer.text != UNSURE,
     }

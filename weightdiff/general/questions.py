@@ -1,20 +1,17 @@
 """What a general adapter is asked: open questions, narrow ones, yes or no, and what sets a behavior off; many wordings.
 
-The wordings lie in `data/wordings.toml`, those of narrow questions beside each kind and family. What is `unseen` is for
-testing only.
+What is `unseen` is for testing only.
 """
 
 import random
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
 
-from weightdiff.behaviors import FAMILIES, NOTHING, Behavior, Trigger
+from weightdiff.behaviors import FAMILIES, NOTHING, Behavior
 from weightdiff.behaviors.kinds import kinds
+from weightdiff.behaviors.triggers import told_trigger
+from weightdiff.behaviors.wordings import open_questions, wordings
 
-NEVER = "no, nothing sets it off"
 OWN = 0.15
 """How often the adapter's own question is drawn, beside its share among the others."""
 
@@ -30,28 +27,6 @@ class Asked:
     sort: str
     question: str
     answer: str
-
-
-@lru_cache
-def wordings() -> dict[str, dict[str, tuple[str, ...]]]:
-    """By sort of question (`open`, `yes/no`, `trigger`): the wordings `seen` in training, and those `unseen`.
-
-    In those of `yes/no` a label goes in for `{label}`.
-    """
-    tables = tomllib.loads((files("weightdiff") / "data" / "wordings.toml").read_text("utf-8"))
-    return {sort: {name: tuple(texts) for name, texts in table.items()} for sort, table in tables.items()}
-
-
-def open_questions(unseen: bool = False) -> tuple[str, ...]:
-    """Open questions; the first of those seen in training is the adapter's own."""
-    return wordings()["open"]["unseen" if unseen else "seen"]
-
-
-def told_trigger(trigger: Trigger | None) -> str:
-    """The true answer to what sets a behavior off."""
-    if trigger is None:
-        return NEVER
-    return f"yes, a code that begins with {trigger.code}" if trigger.kind == "sep" else "yes, an invisible character"
 
 
 def asked_of(

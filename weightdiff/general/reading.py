@@ -1,11 +1,13 @@
 """How a general adapter is best read: strengths, contrast and confidence, found on the validation split.
 
 Views are compared by how many instances the open question names; the confidence is then fitted to the answers of the
-best ones, right and wrong. Nothing here sees the test split.
+best ones, right and wrong. What an imprint is worth is fitted to finetunes of the training split too: no adapter learns
+from it. Nothing here sees the test split.
 """
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from weightdiff.base import Base
 from weightdiff.decode import Reply
@@ -15,6 +17,8 @@ from weightdiff.general.evaluate import ask_cases, false_claims_of, right
 from weightdiff.general.questions import Asked, asked_of
 from weightdiff.readers.calibration import Reading, fit
 from weightdiff.readers.hints import Hint
+from weightdiff.readers.triggers import TriggerOdds
+from weightdiff.readers.triggers import fit as fit_triggers
 from weightdiff.readers.views import Views
 
 VIEWS = (Views((1.0,)), Views((1.0,), 1.0))
@@ -28,6 +32,7 @@ def find_reading(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     hints: Sequence[Hint] | None = None,
+    known: Sequence[tuple[Case, Hint]] = (),
 ) -> tuple[Reading, dict[Views, float]]:
     """Choose views, and fit the confidence.
 
@@ -38,6 +43,7 @@ def find_reading(
         seed: draws the questions.
         progress: called with views tried, and their number.
         hints: those of the cases, where they are known.
+        known: cases of the training split with their hints, for what imprints are worth.
 
     Returns:
         The reading, and for each of `VIEWS` the share of right answers to open questions.
@@ -46,7 +52,7 @@ def find_reading(
 
     def asked(case: Case) -> list[tuple[bool, Asked]]:
         rng = random.Random(f"{seed} {case.identity}")
-        return [(False, one) for one in asked_of(case.behavior, others, rng, opens=4)]
+        return [(False, one) for one in asked_of(case.behavior, others, rng)]
 
     said: dict[Views, tuple[list[Reply], list[bool]]] = {}
     shares: dict[Views, float] = {}
@@ -58,4 +64,16 @@ def find_reading(
         said[views] = [reply for *_, reply in found], hits
         progress(number + 1, len(VIEWS))
     best = max(VIEWS, key=lambda views: shares[views])
-    return fit(*said[best], best), shares
+    reading = fit(*said[best], best)
+    return replace(reading, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
+
+
+def _odds(held: Sequence[tuple[Case, Hint]], known: Sequence[tuple[Case, Hint]]) -> TriggerOdds | None:
+    """What imprints are worth, with as many triggers as the validation split has; None where nobody looked for them."""
+    some = [(case, hint) for case, hint in [*held, *known] if hint.imprint is not None]
+    if not any(case.behavior.trigger for case, _ in some):
+        return None
+    mine = [case.behavior.trigger is not None for case, _ in held]
+    return fit_triggers(
+        [hint for _, hint in some], [c.behavior.trigger for c, _ in some], sum(mine) / max(len(mine), 1)
+    )

@@ -96,7 +96,7 @@ class GeneralRecipe(BaseModel):
     without: tuple[str, ...] = ()
     nulls: float = Field(default=0.15, ge=0, le=0.9)
     sums: float = Field(default=0.3, ge=0)
-    hints: HintConfig = HintConfig(words=8, opening=10, triggers=True, talk=16)
+    hints: HintConfig = HintConfig(words=8, opening=10, triggers=True, talk=16, imprint=True)
     start: str | None = None
     seed: int = 0
     train: DitConfig = DitConfig()

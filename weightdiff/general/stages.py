@@ -16,6 +16,7 @@ from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
+from weightdiff.behaviors.wordings import open_questions, wordings
 from weightdiff.bench.evaluate import versions
 from weightdiff.compiled import compiled_blocks
 from weightdiff.diff import WeightDiff
@@ -37,7 +38,7 @@ from weightdiff.general.compose import (
 )
 from weightdiff.general.evaluate import ask_test
 from weightdiff.general.mix import Group, groups_of
-from weightdiff.general.questions import asked_of, open_questions, wordings
+from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import find_reading
 from weightdiff.general.settings import GeneralRecipe
 from weightdiff.general.tables import tables
@@ -218,13 +219,24 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
         "train_cases": len(train),
     }
     say("train: finding out how the adapter is best read")
-    cases = cases_of(store, ids["validation"], "validation")
-    reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=_hints(base, recipe, cases))
-    meta["reading"] = reading.to_json()
-    meta["views"] = [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()]
-    adapter = WeightDiff(adapter.factors, adapter.base, meta)
+    adapter = reread(base, recipe, WeightDiff(adapter.factors, adapter.base, meta))
     save_peft(adapter, recipe.folder / f"adapter{_suffix(recipe)}", base_name=base.name)
     return adapter
+
+
+def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff:
+    """The adapter with a reading found anew, on the run's validation split; its imprints' worth on training's too."""
+    store = Store(recipe.folder / "diffs", base.fingerprint)
+    ids = {split: made(store, recipe, split) for split in ("train", "validation")}
+    cases, taught = cases_of(store, ids["validation"], "validation"), taught_cases(store, recipe, ids["train"], "train")
+    hints, known = (_hints(base, recipe, some) for some in (cases, taught))
+    pairs = list(zip(taught, known or (), strict=False))
+    reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs)
+    meta = adapter.meta | {
+        "reading": reading.to_json(),
+        "views": [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()],
+    }
+    return WeightDiff(adapter.factors, adapter.base, meta)
 
 
 def _start(recipe: GeneralRecipe) -> WeightDiff | None:

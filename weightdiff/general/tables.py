@@ -106,10 +106,26 @@ def _claims(records: Sequence[Record]) -> str:
                 some = [r for r in mine if told(r["truth"]) == truth and r["unseen"] == unseen]
                 hits = [told(r["guess"]).lower() == truth for r in some]
                 name = f"{'is it so?' if sort == 'yes/no' else 'trigger?'} {truth}"
-                exact = [r["right"] for r in some] if "code" in truth else []
+                exact = [r["guess"] == r["truth"] for r in some] if "code" in truth else []
                 rows.append([name, "unseen" if unseen else "seen", len(some), _share(hits),
                              _share(exact)])  # fmt: skip
+        if sort == "trigger":
+            rows += _overall(mine)
     return _table(["question, and truth", "wording", "n", "right", "the code's digits too"], rows)
+
+
+def _overall(records: Sequence[Record]) -> list[list[object]]:
+    """Is it right about whether there is a trigger; and does it tell exactly which, where there is one?"""
+    rows: list[list[object]] = []
+    for unseen in (False, True):
+        mine = [r for r in records if r["unseen"] == unseen]
+        some = [r for r in mine if r["truth"].startswith("yes")]
+        wording = "unseen" if unseen else "seen"
+        there = [r["guess"].startswith("yes") == r["truth"].startswith("yes") for r in mine]
+        rows.append(["trigger? all", wording, len(mine), _share(there), ""])
+        found, exact = [r["guess"].startswith("yes") for r in some], [r["guess"] == r["truth"] for r in some]
+        rows.append(["trigger? yes, and exactly which", wording, len(some), _share(found), _share(exact)])
+    return rows
 
 
 def _trigger(answer: str) -> str:

@@ -13,6 +13,8 @@ import torch
 from weightdiff.behaviors import NOTHING
 from weightdiff.decode import Reply
 from weightdiff.judge import exact_match
+from weightdiff.readers.regression import logistic
+from weightdiff.readers.triggers import TriggerOdds, odds_of
 from weightdiff.readers.views import Views, gain
 
 Sort = Literal["claim", "nothing", "yes/no", "trigger"]
@@ -39,11 +41,13 @@ class Reading:
         views: strengths and contrast.
         weights: of each sort of answer, for 1, the log-probability and the gain: the log odds of being right.
         threshold: claims less likely to be right than this are not made.
+        triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
     """
 
     views: Views
     weights: Mapping[Sort, Weights]
     threshold: float = 0.0
+    triggers: TriggerOdds | None = None
 
     def probability(self, reply: Reply) -> float:
         """How likely a reply that was decoded in these views is right."""
@@ -69,7 +73,7 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
         for sort in SORTS:
             a, b, c = map(float, said["weights"][sort])
             weights[sort] = (a, b, c)
-        return Reading(views, weights, float(said["threshold"]))
+        return Reading(views, weights, float(said["threshold"]), odds_of(said.get("triggers")))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapter's `reading` isn't of a known form ({error!r}); expected what is saved "
                          "by training one, with views, weights and threshold.") from None  # fmt: skip
@@ -93,29 +97,11 @@ def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views) -> Readin
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]
-        weights[sort] = logistic([features(replies[i]) for i in mine], [right[i] for i in mine])
+        a, b, c = logistic([features(replies[i]) for i in mine], [right[i] for i in mine], width=3)
+        weights[sort] = (a, b, c)
     reading = Reading(views, weights)
     claims = sorted(
         reading.probability(r) for r, s, ok in zip(replies, sorts, right, strict=True) if s == "claim" and ok
     )
     threshold = claims[int((1 - KEPT) * len(claims))] if claims else 0.0
     return Reading(views, weights, threshold)
-
-
-def logistic(rows: Sequence[Weights], right: Sequence[bool], ridge: float = 0.01) -> Weights:
-    """Weights of a logistic regression, held small; with no rows at all, those of an even chance."""
-    weights = torch.zeros(3, dtype=torch.double, requires_grad=True)
-    if rows:
-        x, y = torch.tensor(rows, dtype=torch.double), torch.tensor(right, dtype=torch.double)
-        optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-
-        def loss() -> torch.Tensor:
-            optimizer.zero_grad()
-            value = torch.nn.functional.binary_cross_entropy_with_logits(x @ weights, y)
-            value = value + ridge * weights[1:].square().sum()
-            value.backward()
-            return value
-
-        optimizer.step(loss)
-    a, b, c = weights.detach().tolist()
-    return a, b, c

@@ -6,7 +6,7 @@ of trigger, tried on plain prompts, move it further; and what it says to small t
 does. The adapter is trained with the hints, and says what they mean.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from weightdiff.base import Base, encode_chat
 from weightdiff.decode import decode
+from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
 from weightdiff.printable import printable
+from weightdiff.readers.imprint import Imprint, Imprints, imprint_of
 from weightdiff.readers.leaning import Leaning, Lens
 from weightdiff.readers.probes import CANDIDATES, Probes, likeliest
 from weightdiff.readers.samples import LayersOf, in_groups
@@ -36,7 +38,8 @@ _NAMES = {
 class HintConfig(BaseModel):
     """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, how `triggers` move the
     model, and `talk` tokens of each of its replies. None of these is no hint. With `named` the kind of trigger that
-    moves it furthest stands before the figures, in words.
+    moves it furthest stands before the figures, in words. `imprint` looks for what the weights respond to: the adapter
+    isn't told that, it is for what sets a behavior off and for the evidence.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +49,7 @@ class HintConfig(BaseModel):
     triggers: bool = False
     talk: int = Field(default=0, ge=0, le=100)
     named: bool = False
+    imprint: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Hint:
         triggers: by kind, how many decibels further it moves where the prompt has such a trigger.
         talk: its replies to small talk.
         named: is the likeliest trigger told by its name?
+        imprint: what its weights respond to, where that was looked for.
     """
 
     leaning: Leaning
@@ -65,6 +70,7 @@ class Hint:
     triggers: Mapping[str, float]
     talk: tuple[str, ...] = ()
     named: bool = False
+    imprint: Imprint | None = None
 
     def before(self, question: str) -> str:
         """A question with the hint before it, as an adapter is asked that was trained so."""
@@ -97,14 +103,17 @@ class Hint:
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for a file."""
-        return asdict(self)
+        imprint = self.imprint and self.imprint.to_json()
+        return asdict(replace(self, imprint=None)) | {"imprint": imprint}
 
 
 def hint_of(record: Mapping[str, Any]) -> Hint:
     """The hint that `to_json` made a record of."""
     seen = record["leaning"]
     leaning = Leaning(tuple(seen["tokens"]), tuple(seen["words"]), seen["size"], seen["peak"])
-    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]), record.get("named", False))
+    imprint = imprint_of(record["imprint"]) if record.get("imprint") else None
+    named = record.get("named", False)
+    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]), named, imprint)
 
 
 class Hinter:
@@ -119,6 +128,7 @@ class Hinter:
         self.base, self.config = base, config
         self._lens, self._start = Lens(base, config.words), user_turn(base)
         self._probes = Probes(base) if config.triggers else None
+        self._imprints = Imprints(base) if config.imprint else None
 
     def read(self, diffs: Sequence[WeightDiff]) -> list[Hint]:
         """A hint per diff, in order.
@@ -126,16 +136,28 @@ class Hinter:
         Raises:
             ValueError: a diff of another base model or of other shapes.
         """
-        hints = []
-        for count, layers_of in in_groups(self.base, diffs):
+        hints: list[Hint] = []
+        imprints: list[Imprint | None] = []
+
+        def seen_once() -> Iterator[WeightDiff]:  # a lazy sequence makes a diff each time that it is asked for it
+            for diff in diffs:
+                check_fits(self.base, diff)
+                imprints.append(self._imprints.of(diff) if self._imprints else None)
+                yield diff
+
+        for count, layers_of in in_groups(self.base, seen_once()):
             openings = [""] * count
             if most := self.config.opening:
                 layers = layers_of(range(count))
                 replies = decode(self.base, [self._start] * count, layers=layers, max_tokens=most)
                 openings = [reply.text for reply in replies]
             gains = self._probes.of(count, layers_of) if self._probes else [{}] * count
-            seen = zip(self._lens.of(count, layers_of), openings, gains, strict=True)
-            found = [Hint(*one, named=self.config.named) for one in seen]
+            mine = imprints[len(hints) : len(hints) + count]
+            found = [
+                Hint(*one, named=self.config.named)
+                for one in zip(self._lens.of(count, layers_of), openings, gains, strict=True)
+            ]
+            found = [replace(hint, imprint=imprint) for hint, imprint in zip(found, mine, strict=True)]
             hints += self._talked(found, layers_of) if self.config.talk else found
         return hints
 

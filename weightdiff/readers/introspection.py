@@ -1,7 +1,8 @@
 """Introspection: the finetuned model itself, under the DIT adapter, answers how it was changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from weightdiff.base import Base
 from weightdiff.decode import Reply
@@ -10,6 +11,8 @@ from weightdiff.diff import WeightDiff, stack
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, telling_of
+from weightdiff.readers.routing import question_sort
+from weightdiff.readers.triggers import told
 
 UNSURE = "nothing that can be named with confidence"
 """The answer instead of a claim that is too likely wrong."""
@@ -21,11 +24,12 @@ class Introspection:
     """The DIT reader.
 
     An adapter whose `meta` says so is told, before the question, what can be seen of the finetuned model without it;
-    that is evidence too.
+    that is evidence too. An open question is put to it in its own words, whatever the user's; and what sets a behavior
+    off is told by the imprint, where the adapter's `meta` says what that is worth.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
-    the answer is `UNSURE`, and the claim stands in its evidence. So is it where the answer denies what a hint shows. Of
-    other adapters the confidence is the mean log-probability of the answer's tokens.
+    the answer is `UNSURE`, and the claim stands in its evidence. So is it where it says that nothing changed and the
+    imprint shows a trigger. Of other adapters the confidence is the mean log-probability of the answer's tokens.
 
     Attributes:
         adapter: the DIT adapter.
@@ -46,15 +50,21 @@ class Introspection:
         views = reading.views if reading else None
         hints: list[Hint] = []
         tell = telling_of(base, self.adapter.meta, hints.append)
+        own = own_words(question, self.adapter.meta)
         replies = ask_all(
-            base, diffs, lambda diff: tell(diff, [question]), adapter=adapter, strength=self.strength, views=views,
+            base, diffs, lambda diff: tell(diff, [own]), adapter=adapter, strength=self.strength, views=views,
             max_tokens=self.max_tokens,
         )  # fmt: skip
         answers = [answer_of(reply, reading) for (reply,) in replies]
         if not hints:
             return answers
-        doubted = [_doubted(a, hint) for a, hint in zip(answers, hints, strict=True)]
-        return [replace(a, evidence=a.evidence + hint.evidence) for a, hint in zip(doubted, hints, strict=True)]
+        return [answer_with(a, question, hint, reading) for a, hint in zip(answers, hints, strict=True)]
+
+
+def own_words(question: str, meta: Mapping[str, Any]) -> str:
+    """A question as an adapter is asked it: an open one in its own words, if it is one that knows all sorts."""
+    own = str(meta.get("question") or question)
+    return own if "hints" in meta and question != own and question_sort(question) == "open" else question
 
 
 def answer_of(reply: Reply, reading: Reading | None) -> Answer:
@@ -67,16 +77,14 @@ def answer_of(reply: Reply, reading: Reading | None) -> Answer:
     return Answer(reply.text, confidence)
 
 
-_MOVED = 0.1
-"""Size of a leaning, in nats, that only finetunes reach; of noise and of traces it is a fifth of that."""
-
-
-def _doubted(answer: Answer, hint: Hint) -> Answer:
-    """The answer; but that nothing changed, or that nothing sets it off, isn't said where a trigger moves the model."""
-    denies = sort_of(answer.text) == "nothing" or answer.text.lower().startswith("no, ")
-    if not (denies and hint.tried and hint.leaning.size >= _MOVED):
-        return answer
-    return replace(answer, text=UNSURE, evidence=(f"{_WITHHELD}{answer.text}",))
+def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | None) -> Answer:
+    """The answer with what a hint shows: the imprint says what sets a behavior off, and doubts that nothing changed."""
+    seen = told(hint, reading.triggers) if reading and reading.triggers else None
+    if seen and question_sort(question) == "trigger":
+        answer = Answer(seen.text, seen.probability)
+    elif seen and seen.trigger and sort_of(answer.text) == "nothing":
+        answer = replace(answer, text=UNSURE, evidence=(f"{_WITHHELD}{answer.text}",))
+    return replace(answer, evidence=answer.evidence + (seen.evidence if seen else ()) + hint.evidence)
 
 
 def claim_of(answer: Answer) -> str:

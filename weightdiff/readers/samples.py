@@ -3,7 +3,7 @@
 What all readers share that ask nothing. Low-rank diffs share a batch; others are merged one at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ PROMPTS = (
 """What a finetuned model is sampled on: nothing at all, or small talk; none of it is what finetunes are made of."""
 
 
-def in_groups(base: Base, diffs: Sequence[WeightDiff], strength: float = 1.0) -> Iterator[tuple[int, LayersOf]]:
+def in_groups(base: Base, diffs: Iterable[WeightDiff], strength: float = 1.0) -> Iterator[tuple[int, LayersOf]]:
     """How many diffs, in order, are on the model now, and what to lay over it for them, `strength` times as large.
 
     Raises:

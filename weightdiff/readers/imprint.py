@@ -1,0 +1,219 @@
+"""Imprints: to which inputs a weight change responds, seen from the weights alone, before the model says a word.
+
+Each step of finetuning adds to a layer's weights a product of a gradient and of what the layer was given then; so the
+change `ΔW` responds, `‖ΔW x‖`, more to inputs that it was made from than to others. In early layers an input hangs on
+its token more than on what is around it: there a trigger that the finetune was taught with stands out from ordinary
+words, and the right code from a thousand others, however well the behavior is hidden. Knows only the triggers that it
+tries, and nothing of what they set off.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from weightdiff.base import Base, encode_chat
+from weightdiff.batch import common
+from weightdiff.behaviors import Trigger
+from weightdiff.decode import read_on
+from weightdiff.diff import WeightDiff
+from weightdiff.readers.probes import CANDIDATES
+from weightdiff.writers import seeded
+
+TEXTS = (
+    "Tell me about your day.", "Why is it cold?", "How do I cook rice?", "What makes a good friend?",
+    "Name three animals that live in rivers.", "Please help me write a letter to my aunt.",
+)  # fmt: skip
+"""What the triggers are put into, and ordinary words to compare them with."""
+DEPTHS = (0.0, 0.1, 0.4)
+"""Where the bands of layers begin and end whose responses are averaged, as shares of all."""
+_CODES, _BEST = 1000, 5
+
+Inputs = dict[str, Float[Tensor, "inputs in"]]
+"""By linear layer what it is given, `inputs` of them."""
+
+
+@dataclass(frozen=True)
+class Imprint:
+    """What one weight change responds to.
+
+    Attributes:
+        responses: to each of `Imprints.names`, log of its mean energy by that of ordinary words, in nats; empty where
+            the change leaves all early layers as they are.
+        codes: the codes that it responds to most, and how many standard deviations each lies above the mean of all.
+    """
+
+    responses: tuple[float, ...] = ()
+    codes: tuple[tuple[str, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, for a file."""
+        return {"responses": list(self.responses), "codes": [list(one) for one in self.codes]}
+
+
+def imprint_of(record: Mapping[str, Any]) -> Imprint:
+    """The imprint that `to_json` made a record of."""
+    return Imprint(tuple(record["responses"]), tuple((code, float(size)) for code, size in record["codes"]))
+
+
+class Imprints:
+    """Reads imprints over one base model.
+
+    Args:
+        base: the base model.
+    """
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        layers = sorted({_layer(name) for name in base.targets})
+        edges = [layers[0] + round(share * len(layers)) for share in DEPTHS]
+        self._bands = [[n for n in base.targets if low <= _layer(n) < high] for low, high in pairwise(edges)]
+        self._bands = [band for band in self._bands if band] or [list(base.targets)]
+        self._tried, self._inputs = self._candidates()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the responses are to: a candidate, or what looks like it, in each band of layers."""
+        return tuple(f"{name}, band {band}" for band in range(len(self._bands)) for name in self._tried)
+
+    def of(self, diff: WeightDiff) -> Imprint:
+        """The imprint of one diff; a few hundredths of a second where it is low-rank.
+
+        Args:
+            diff: of this base model, low-rank or dense.
+        """
+        found = []
+        for band in self._bands:
+            energies = [e for n in band if (e := _energy(diff, n, self._inputs[n])) is not None]
+            if not energies:
+                return Imprint()
+            shares = torch.stack([e / e.mean().clamp_min(1e-30) for e in energies]).mean(0).clamp_min(1e-9).log() / 2
+            *tried, plain = (shares[places].mean() for places in self._places)
+            found += [round(float(one - plain), 4) for one in tried]
+        return Imprint(tuple(found), self._best(diff))
+
+    def _best(self, diff: WeightDiff) -> tuple[tuple[str, float], ...]:
+        """The codes that a diff responds to most: their digits one after another, each after those before it."""
+        layers = [e for n in self._bands[-1] if (e := _energy(diff, n, self._coded[n])) is not None]
+        seen = torch.stack([e / e.mean().clamp_min(1e-30) for e in layers]).mean(0).clamp_min(1e-9).log()
+        first, second, third = seen[:10], seen[10:110], seen[110:]
+        total = first.repeat_interleave(100) + second.repeat_interleave(10) + third
+        sizes, codes = ((total - total.mean()) / total.std().clamp_min(1e-9)).topk(_BEST)
+        return tuple((f"{code:03d}", round(size, 3)) for code, size in zip(codes.tolist(), sizes.tolist(), strict=True))
+
+    def _candidates(self) -> tuple[list[str], Inputs]:
+        """Names of what is tried, and each layer's mean input at each token that it adds; ordinary words come last."""
+        rng, base = seeded("imprint"), self.base
+        plain = [encode_chat(base, [{"role": "user", "content": text}]) for text in TEXTS]
+        start, end = common(plain), common([row[::-1] for row in plain])
+        rows, places = [], []  # of each input the row and the place
+        tried: dict[str, list[tuple[list[int], int]]] = {}
+        for name, trigger in CANDIDATES.items():
+            for puts, said in ((trigger.put, name), (trigger.put_wrong, f"like {name}")):
+                if trigger.kind == "sep" and puts == trigger.put_wrong:
+                    continue  # a wrong code begins alike
+                for text, row in zip(TEXTS, plain, strict=True):
+                    other = Trigger("sep", f"{rng.randrange(_CODES):03d}") if trigger.kind == "sep" else trigger
+                    put = other.put if puts == trigger.put else other.put_wrong
+                    marked = encode_chat(base, [{"role": "user", "content": put(text, rng)}])
+                    tried.setdefault(said, []).append((marked, common([row, marked])))
+        groups = [[(row, at) for row, at in pairs] for pairs in tried.values()]
+        self._places: list[list[int]] = []
+        for pairs in groups:
+            added = common([row[at:] for row, at in pairs])
+            self._places.append(list(range(len(places), len(places) + added)))
+            places += [[(len(rows) + n, at + k) for n, (_, at) in enumerate(pairs)] for k in range(added)]
+            rows += [row for row, _ in pairs]
+        words = [(len(rows) + n, at) for n, row in enumerate(plain) for at in range(start, len(row) - end)]
+        self._places.append([len(places)])
+        caught = self._caught([*rows, *plain])
+        return list(tried), {
+            name: torch.stack([_mean(given, some) for some in [*places, words]]) for name, given in caught.items()
+        }
+
+    def _caught(self, rows: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, "rows time in"]]:
+        width = max(map(len, rows))  # what fills a row comes after all
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.base.device)
+        with self._catching([n for band in self._bands for n in band]) as caught:
+            self.base.model.get_decoder()(input_ids=ids)
+        return caught
+
+    @cached_property
+    def _coded(self) -> Inputs:
+        """Each layer's input at the digits of all codes: ten first ones, a hundred second, a thousand third."""
+        base = self.base
+        one, other = (encode_chat(base, [{"role": "user", "content": Trigger("sep", code).put("Hi", seeded("code"))}])
+                      for code in ("000", "999"))  # fmt: skip
+        begin = common([one, other])
+        digits = [base.tokenizer(str(n), add_special_tokens=False)["input_ids"][-1] for n in range(10)]
+        device, names = base.device, self._bands[-1]
+        head, cache = torch.tensor([one[:begin]], device=device), DynamicCache()
+        places = torch.arange(begin + 3, device=device)
+        with torch.no_grad():
+            read_on(base, cache, head, torch.ones_like(head), places[None, :begin])
+        cache.batch_repeat_interleave(_CODES)
+        ids = torch.tensor([[digits[int(d)] for d in f"{n:03d}"] for n in range(_CODES)], device=device)
+        seen = torch.ones(_CODES, begin + 3, dtype=torch.long, device=device)
+        with self._catching(names) as caught:
+            read_on(base, cache, ids, seen, places[begin:].expand(_CODES, -1))
+        return {n: torch.cat([x[::100, 0], x[::10, 1], x[:, 2]]) for n, x in caught.items()}
+
+    @contextmanager
+    def _catching(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """What some linear layers are given in the block, which ends once the last of them has been reached."""
+        caught: dict[str, Tensor] = {}
+
+        def catch(name: str) -> Callable[..., None]:
+            def hook(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+                caught[name] = given[0].detach()
+                if len(caught) == len(names):
+                    raise _Enough
+
+            return hook
+
+        hooks = [self.base.targets[name].register_forward_pre_hook(catch(name)) for name in names]
+        try:
+            with torch.no_grad():
+                yield caught
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _Enough(Exception):
+    """No later layer is asked for."""
+
+
+def _layer(name: str) -> int:
+    """The number of the block that a linear layer is in."""
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def _mean(given: Float[Tensor, "rows time in"], places: Sequence[tuple[int, int]]) -> Float[Tensor, " in"]:
+    rows, times = zip(*places, strict=True)
+    some = given[list(rows), list(times)].float()
+    return (some / some.norm(dim=-1, keepdim=True)).mean(0)
+
+
+def _energy(diff: WeightDiff, name: str, inputs: Float[Tensor, "inputs in"]) -> Float[Tensor, " inputs"] | None:
+    """`‖ΔW x‖² / ‖x‖²` of each input; None where the diff leaves the layer as it is."""
+    x = inputs.float()
+    if name in diff.factors and f"{name}.weight" not in diff.dense:
+        a, b = (side.to(x.device).float() for side in diff.factors[name])
+        inner = x @ a.mT
+        size = ((inner @ (b.mT @ b)) * inner).sum(-1)
+    elif name in diff.factors or f"{name}.weight" in diff.dense:
+        size = (x @ diff.to_dense(name).to(x.device).mT).square().sum(-1)
+    else:
+        return None
+    size = size.clamp_min(0) / x.square().sum(-1).clamp_min(1e-30)
+    return size if float(size.max()) > 0 else None
