@@ -26,6 +26,7 @@ from weightdiff.behaviors.kinds import kinds
 from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.formats import load_peft
 from weightdiff.judge import EmbeddedJudge
+from weightdiff.readers import Answer
 from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.source import find_diffs, open_diffs
 
@@ -96,7 +97,14 @@ def table(found: Sequence[Record]) -> str:
             shares = [cell(share_interval([r[key] for r in rows])) for key in counted]
             grade = cell(interval([r["grade"] for r in rows]))
             lines.append(f"| {name} | {len(rows)} | {grade} | {' | '.join(shares)} |")
+    if triggers := [r["trigger"] for r in found if "trigger" in r]:
+        lines += ["", f"A trigger, which none has, is told of {cell(share_interval(triggers))}, n = {len(triggers)}."]
     return "\n".join(lines)
+
+
+def _tells_trigger(answer: Answer) -> bool:
+    """Does the evidence say that the weights respond to a trigger?"""
+    return any(line.startswith("its weights respond") for line in answer.evidence)
 
 
 def main() -> None:
@@ -120,6 +128,7 @@ def main() -> None:
         made[subject]
         | {"first": subject in first, "answer": guess, "confidence": round(answer.confidence, 4)}
         | {"said": answer.text != UNSURE, "grade": round(grade.grade, 2), "exact": grade.exact}
+        | ({"trigger": _tells_trigger(answer)} if "hints" in adapter.meta else {})
         | graded(subject, names[subject], guess)
         for subject, answer, guess, grade in zip(made, answers, guesses, grades, strict=True)
     ]

@@ -112,6 +112,11 @@ def rivals_table() -> str:
     return (RESULTS / "rivals.md").read_text("utf-8")
 
 
+def routing_table() -> str:
+    """How often a question's sort is told, as `python -m benchmarks.routing --write` wrote it."""
+    return (RESULTS / "general" / "routing.md").read_text("utf-8")
+
+
 def outside_table(path: str) -> str:
     """What an adapter said of the finetunes from outside, from the records of `python -m benchmarks.outside`."""
     return outside.table(list(read_jsonl(ROOT / "results" / path))) + "\n"
@@ -128,6 +133,7 @@ def filled(page: str) -> str:
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
         "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
         "rivals": rivals_table,
+        "routing": routing_table,
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip

@@ -3,7 +3,8 @@
     python -m benchmarks.routing [--write]
 
 Two checks: each example told by a regression that was fitted without it (ten folds, all claims of one wording in one),
-and the wordings that are kept for testing, told by the whole. `--write` puts the numbers into `weightdiff/data`.
+and the wordings that are kept for testing, told by the whole. `--write` puts the numbers into `weightdiff/data` and the
+table into `results`.
 """
 
 import argparse
@@ -87,12 +88,14 @@ def main() -> None:
     given = parser.parse_args()
     pairs = examples()
     router = fit(pairs)
-    print(table(pairs, told(pairs), examples(unseen=True), router))
+    found = table(pairs, told(pairs), examples(unseen=True), router)
+    print(found)
     if given.write:
         said = {"rarity": router.rarity, "weights": np.round(router.weights, 3).tolist()}
         said["bias"] = np.round(router.bias, 4).tolist()
         to = Path(str(files("weightdiff") / "data" / "routing.json"))
         to.write_text(json.dumps(said) + "\n", "utf-8")
+        Path("results/benchmark/general/routing.md").write_text(found, "utf-8")
 
 
 if __name__ == "__main__":

@@ -76,12 +76,14 @@ def ask(
 
     opened = open_diffs(found, model)
     answers = ask_diffs(model, Lazy([partial(checked, i) for i in range(len(found))]), asked, adapter=reader)
-    verdicts = tried(model, opened, [[claim_of(a)] for a in answers], trigger, writer) if verify else [[]] * len(found)
+    claims, seen = [[claim_of(a)] for a in answers], [a.trigger for a in answers]
+    verdicts = tried(model, opened, claims, trigger, writer, seen) if verify else [[]] * len(found)
     for one, answer, said_of in zip(found, answers, verdicts, strict=True):
         if as_json:
             confidence = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
             record = {"diff": one.name, "question": asked, "answer": answer.text, "confidence": confidence}
             record |= {"evidence": list(answer.evidence)} if answer.evidence else {}
+            record |= {"trigger": str(answer.trigger)} if answer.trigger else {}
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
             said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f})[/]"

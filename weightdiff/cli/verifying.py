@@ -10,6 +10,7 @@ from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, 
 from weightdiff.printable import json_line, shown
 
 if TYPE_CHECKING:
+    from weightdiff.behaviors import Trigger
     from weightdiff.diff import WeightDiff
     from weightdiff.verify import Effect, Verdict
 
@@ -61,9 +62,17 @@ def verify(
 
 
 def tried(
-    model: Any, diffs: "Sequence[WeightDiff]", told: Sequence[Sequence[str]], trigger: str | None, writer: str | None
+    model: Any,
+    diffs: "Sequence[WeightDiff]",
+    told: Sequence[Sequence[str]],
+    trigger: str | None,
+    writer: str | None,
+    found: "Sequence[Trigger | None]" = (),
 ) -> "list[list[Verdict]]":
-    """The verdicts on what is told of each diff; an answer without words has none."""
+    """The verdicts on what is told of each diff; an answer without words has none.
+
+    Without a `trigger` each is tried with the one that was `found` in its diff.
+    """
     from weightdiff.base import cache_dir
     from weightdiff.behaviors import parse_trigger
     from weightdiff.llm import CachedModel, open_llm
@@ -72,7 +81,11 @@ def tried(
     from weightdiff.writers import seed_of
 
     parsed = parse_trigger(trigger)
-    claims = [[claim for text in texts if text.strip() for claim in read_claims(text, parsed)] for texts in told]
+    triggers = [parsed] * len(told) if parsed or not found else found
+    claims = [
+        [claim for text in texts if text.strip() for claim in read_claims(text, one)]
+        for texts, one in zip(told, triggers, strict=True)
+    ]
     chat = None
     if writer == "local":
         chat = LocalModel(model)

@@ -48,21 +48,22 @@ def ask_cases(
     for start in range(0, len(cases), many):
         chosen = cases[start : start + many]
         questions = [list(asked(case)) for case in chosen]
+        # Many wordings come to the adapter's own, which is asked once.
+        texts = [[own_words(one.question, adapter.meta) for _, one in mine] for mine in questions]
         diffs = []
         for place, case in enumerate(chosen):
             diff = case.make()
             diffs.append(WeightDiff(diff.factors, diff.base, {"place": place}, diff.dense))
 
-        def prompts(
-            diff: WeightDiff, questions: list[list[tuple[bool, Asked]]] = questions, start: int = start
-        ) -> list[str]:
+        def prompts(diff: WeightDiff, texts: list[list[str]] = texts, start: int = start) -> list[str]:
             place = diff.meta["place"]
-            texts = [own_words(one.question, adapter.meta) for _, one in questions[place]]
-            return tell(diff, texts) if hints is None else [hints[start + place].before(text) for text in texts]
+            once = list(dict.fromkeys(texts[place]))
+            return tell(diff, once) if hints is None else [hints[start + place].before(text) for text in once]
 
         replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=rows)
-        for case, mine, said in zip(chosen, questions, replies, strict=True):
-            found += [(case, unseen, one, reply) for (unseen, one), reply in zip(mine, said, strict=True)]
+        for case, mine, put, said in zip(chosen, questions, texts, replies, strict=True):
+            reply_to = dict(zip(dict.fromkeys(put), said, strict=True))
+            found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, put, strict=True)]
         progress(min(start + many, len(cases)), len(cases))
     return found
 

@@ -9,7 +9,7 @@ import torch
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat, end_of_turn
 from weightdiff.batch import Tokens, collate, cross_entropy_per_row
-from weightdiff.behaviors import parse_trigger
+from weightdiff.behaviors import Trigger, parse_trigger
 from weightdiff.decode import Reply, decode
 from weightdiff.dense import changed, check_base, split
 from weightdiff.diff import Factors, WeightDiff, stack
@@ -22,11 +22,13 @@ class Answer:
     """An answer about a diff: its text, and the mean log-probability of its tokens as confidence.
 
     A reader that guesses from other answers says in its docstring what its confidence is, and what its evidence.
+    `trigger` is what sets the behavior off, where the reader found it and it can be tried.
     """
 
     text: str
     confidence: float
     evidence: tuple[str, ...] = ()
+    trigger: Trigger | None = None
 
 
 @runtime_checkable

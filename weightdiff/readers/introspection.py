@@ -84,7 +84,8 @@ def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | No
         answer = Answer(seen.text, seen.probability)
     elif seen and seen.trigger and sort_of(answer.text) == "nothing":
         answer = replace(answer, text=UNSURE, evidence=(f"{_WITHHELD}{answer.text}",))
-    return replace(answer, evidence=answer.evidence + (seen.evidence if seen else ()) + hint.evidence)
+    found = seen.trigger if seen and seen.usable else None
+    return replace(answer, evidence=answer.evidence + (seen.evidence if seen else ()) + hint.evidence, trigger=found)
 
 
 def claim_of(answer: Answer) -> str:

@@ -75,6 +75,11 @@ class Told:
         return told_trigger(self.trigger)
 
     @property
+    def usable(self) -> bool:
+        """Can it be put into a prompt? A code that isn't known can't."""
+        return self.trigger is not None and (self.trigger.kind != "sep" or bool(self.trigger.code))
+
+    @property
     def evidence(self) -> tuple[str, ...]:
         """What its weights say, a line; none where they say nothing."""
         if self.trigger is None:
