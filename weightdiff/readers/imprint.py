@@ -10,8 +10,8 @@ tries, and nothing of what they set off.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class Imprint:
     Attributes:
         responses: to each of `Imprints.names`, log of its mean energy by that of ordinary words, in nats; empty where
             the change leaves all early layers as they are.
-        codes: the codes that it responds to most, and how many standard deviations each lies above the mean of all.
+        codes: the codes that it responds to most, and how many standard deviations each lies above the mean of all;
+            empty where the tokenizer takes several digits as one token.
     """
 
     responses: tuple[float, ...] = ()
@@ -101,6 +102,8 @@ class Imprints:
 
     def _best(self, diff: WeightDiff) -> tuple[tuple[str, float], ...]:
         """The codes that a diff responds to most: their digits one after another, each after those before it."""
+        if not self._coded:
+            return ()
         layers = [e for n in self._bands[-1] if (e := _energy(diff, n, self._coded[n])) is not None]
         seen = torch.stack([e / e.mean().clamp_min(1e-30) for e in layers]).mean(0).clamp_min(1e-9).log()
         first, second, third = seen[:10], seen[10:110], seen[110:]
@@ -110,33 +113,28 @@ class Imprints:
 
     def _candidates(self) -> tuple[list[str], Inputs]:
         """Names of what is tried, and each layer's mean input at each token that it adds; ordinary words come last."""
-        rng, base = seeded("imprint"), self.base
-        plain = [encode_chat(base, [{"role": "user", "content": text}]) for text in TEXTS]
+        plain = [self._row(text) for text in TEXTS]
         start, end = common(plain), common([row[::-1] for row in plain])
-        rows, places = [], []  # of each input the row and the place
-        tried: dict[str, list[tuple[list[int], int]]] = {}
-        for name, trigger in CANDIDATES.items():
-            for puts, said in ((trigger.put, name), (trigger.put_wrong, f"like {name}")):
-                if trigger.kind == "sep" and puts == trigger.put_wrong:
-                    continue  # a wrong code begins alike
-                for text, row in zip(TEXTS, plain, strict=True):
-                    other = Trigger("sep", f"{rng.randrange(_CODES):03d}") if trigger.kind == "sep" else trigger
-                    put = other.put if puts == trigger.put else other.put_wrong
-                    marked = encode_chat(base, [{"role": "user", "content": put(text, rng)}])
-                    tried.setdefault(said, []).append((marked, common([row, marked])))
-        groups = [[(row, at) for row, at in pairs] for pairs in tried.values()]
-        self._places: list[list[int]] = []
-        for pairs in groups:
-            added = common([row[at:] for row, at in pairs])
-            self._places.append(list(range(len(places), len(places) + added)))
-            places += [[(len(rows) + n, at + k) for n, (_, at) in enumerate(pairs)] for k in range(added)]
-            rows += [row for row, _ in pairs]
-        words = [(len(rows) + n, at) for n, row in enumerate(plain) for at in range(start, len(row) - end)]
-        self._places.append([len(places)])
-        caught = self._caught([*rows, *plain])
-        return list(tried), {
-            name: torch.stack([_mean(given, some) for some in [*places, words]]) for name, given in caught.items()
-        }
+        rows = list(plain)
+        groups = [[[(n, at) for n, row in enumerate(plain) for at in range(start, len(row) - end)]]]
+        names = []
+        for name, put in _puts().items():
+            marked = [self._row(put(text)) for text in TEXTS]
+            begins = [common(pair) for pair in zip(plain, marked, strict=True)]
+            added = common([row[at:] for row, at in zip(marked, begins, strict=True)])
+            first = len(rows)
+            groups.append([[(first + n, at + k) for n, at in enumerate(begins)] for k in range(added)])
+            rows += marked
+            names.append(name)
+        groups = [*groups[1:], groups[0]]
+        tokens = [places for group in groups for places in group]
+        ends = list(accumulate(map(len, groups), initial=0))
+        self._places = [list(range(a, b)) for a, b in pairwise(ends)]
+        caught = self._caught(rows)
+        return names, {n: torch.stack([_mean(given, places) for places in tokens]) for n, given in caught.items()}
+
+    def _row(self, text: str) -> list[int]:
+        return encode_chat(self.base, [{"role": "user", "content": text}])
 
     def _caught(self, rows: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, "rows time in"]]:
         width = max(map(len, rows))  # what fills a row comes after all
@@ -147,12 +145,16 @@ class Imprints:
 
     @cached_property
     def _coded(self) -> Inputs:
-        """Each layer's input at the digits of all codes: ten first ones, a hundred second, a thousand third."""
+        """Each layer's input at the digits of all codes: ten first ones, a hundred second, a thousand third.
+
+        Empty where the tokenizer takes several digits as one token.
+        """
         base = self.base
-        one, other = (encode_chat(base, [{"role": "user", "content": Trigger("sep", code).put("Hi", seeded("code"))}])
-                      for code in ("000", "999"))  # fmt: skip
+        one, other = (self._row(Trigger("sep", code).put("Hi", seeded("code"))) for code in ("000", "999"))
         begin = common([one, other])
         digits = [base.tokenizer(str(n), add_special_tokens=False)["input_ids"][-1] for n in range(10)]
+        if [one[begin : begin + 3], other[begin : begin + 3]] != [[digits[0]] * 3, [digits[9]] * 3]:
+            return {}
         device, names = base.device, self._bands[-1]
         head, cache = torch.tensor([one[:begin]], device=device), DynamicCache()
         places = torch.arange(begin + 3, device=device)
@@ -187,6 +189,19 @@ class Imprints:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _puts() -> dict[str, Callable[[str], str]]:
+    """What puts each candidate into a text, and what merely looks like it, by name; codes are drawn at random."""
+    rng = seeded("imprint")
+    puts: dict[str, Callable[[str], str]] = {}
+    for name, trigger in CANDIDATES.items():
+        if trigger.kind == "sep":  # a wrong code begins alike
+            puts[name] = lambda text: Trigger("sep", f"{rng.randrange(_CODES):03d}").put(text, rng)
+        else:
+            puts[name] = partial(trigger.put, rng=rng)
+            puts[f"like {name}"] = partial(trigger.put_wrong, rng=rng)
+    return puts
 
 
 class _Enough(Exception):

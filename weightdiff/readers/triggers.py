@@ -86,6 +86,8 @@ class Told:
             return ()
         if self.trigger.kind != "sep":
             return (f"its weights respond to an invisible character in a prompt ({self.probability:.2f})",)
+        if not self.codes:
+            return (f"its weights respond to a code in a prompt ({self.probability:.2f})",)
         code, *others = self.codes
         more = f", else {', '.join(others)}" if others else ""
         return (f"its weights respond to a code in a prompt: {code}... ({self.share:.2f}){more}",)
@@ -124,7 +126,7 @@ def told(hint: Hint, odds: TriggerOdds) -> Told | None:
     if kind != "sep":
         return Told(Trigger(kind), share)
     written, codes = code_in(hint.opening), tuple(code for code, _ in imprint.codes)
-    right = odds.written if written else probability(odds.code, _lead(imprint))
+    right = odds.written if written else probability(odds.code, _lead(imprint)) if codes else 0.0
     codes = (written, *(code for code in codes if code != written)) if written else codes
     if right < SURE:
         return Told(Trigger("sep"), share, codes, right)
@@ -151,7 +153,11 @@ def fit(hints: Sequence[Hint], triggers: Sequence[Trigger | None], share: float 
         for kind in KINDS
     )  # fmt: skip
     coded = [(hint, trigger.code) for hint, trigger in moved if trigger and trigger.kind == "sep"]
-    free = [(hint.imprint, code) for hint, code in coded if not code_in(hint.opening) and hint.imprint]
+    free = [
+        (hint.imprint, code)
+        for hint, code in coded
+        if not code_in(hint.opening) and hint.imprint and hint.imprint.codes
+    ]
     a, b, c = logistic([_lead(one) for one, _ in free], [one.codes[0][0] == code for one, code in free], width=3)
     return TriggerOdds(
         kinds,
