@@ -111,6 +111,8 @@ def test_odds_are_fitted_and_told():
     still = told(seen(0.6, size=0.01), odds)
     assert still.trigger is None and still.probability == 9 / 10, "eight of eight, which isn't quite certain"
     assert told(Hint(Leaning((), (), 0.5, 5.0), "", {}), odds) is None
+    late = Hint(Leaning((), (), 0.5, 5.0), "", {}, imprint=Imprint())
+    assert told(late, odds) is None, "a change of late layers alone, which may have a trigger"
     unlike = Hint(Leaning((), (), 0.5, 5.0), "", {}, imprint=Imprint((0.1,), (("417", 4.0), ("123", 2.0))))
     assert told(unlike, odds) is None, "an imprint with other candidates"
 

@@ -109,7 +109,9 @@ def odds_of(record: Mapping[str, Any] | None) -> TriggerOdds | None:
 
 
 def told(hint: Hint, odds: TriggerOdds) -> Told | None:
-    """What sets a finetune off, by its hint; None where the hint has no imprint that fits the odds."""
+    """What sets a finetune off, by its hint; None where that can't be told: there is no imprint that fits the odds, as
+    of a change that leaves all early layers as they are.
+    """
     imprint = hint.imprint
     if imprint is None:
         return None
@@ -142,7 +144,7 @@ def fit(hints: Sequence[Hint], triggers: Sequence[Trigger | None], share: float 
         share: how many have a trigger, where that is not so among these; they are weighed to be so many.
     """
     known = list(zip(hints, triggers, strict=True))
-    moved = [(hint, trigger) for hint, trigger in known if not _still(hint)]
+    moved = [(h, trigger) for h, trigger in known if not _still(h) and h.imprint and h.imprint.responses]
     rows = [_row(hint, imprint) for hint, _ in moved if (imprint := hint.imprint)]
     some = sum(trigger is not None for _, trigger in moved)
     scale = 1.0 if share is None or not 0 < some < len(moved) else share / (1 - share) * (len(moved) - some) / some
@@ -180,7 +182,7 @@ def code_in(opening: str) -> str:
 
 def _still(hint: Hint) -> bool:
     """Does the change do too little to hide anything?"""
-    return hint.imprint is None or not hint.imprint.responses or hint.leaning.size < MOVED
+    return hint.leaning.size < MOVED
 
 
 def _row(hint: Hint, imprint: Imprint) -> Weights:
