@@ -13,13 +13,15 @@ from weightdiff.decode import Reply, decode
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.dit import Triple, triple_losses
 from weightdiff.readers import Introspection
-from weightdiff.readers.calibration import Reading, features, fit, logistic, reading_of, sort_of
+from weightdiff.readers.calibration import Reading, features, fit, reading_of, sort_of
 from weightdiff.readers.core import ask_all
-from weightdiff.readers.introspection import UNSURE
+from weightdiff.readers.introspection import UNSURE, answer_of, claim_of
+from weightdiff.readers.regression import logistic
 from weightdiff.readers.views import Views, gain
 
 PROMPTS = ["What changed in you?", "Why?", "Tell an auditor what was done to you, please."]
-EVEN = {"claim": (0.0, 1.0, 2.0), "nothing": (1.0, 0.0, 0.0)} | dict.fromkeys(("yes/no", "trigger"), (0.5, 0.0, 0.0))
+EVEN = {"claim": (0.0, 1.0, 2.0)} | dict.fromkeys(("nothing", "nothing, moved"), (1.0, 0.0, 0.0))
+EVEN |= dict.fromkeys(("yes/no", "trigger"), (0.5, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -98,7 +100,11 @@ def test_logistic_regression_finds_the_odds():
     right = torch.rand(4000, generator=generator) < odds.sigmoid()
     a, b, c = logistic([tuple(row) for row in rows.tolist()], right.tolist(), ridge=1e-4)
     assert (a, b, c) == pytest.approx((0.5, 1.5, -1.0), abs=0.15)
-    assert logistic([], []) == (0.0, 0.0, 0.0)
+    assert logistic([], [], width=3) == (0.0, 0.0, 0.0)
+    half = [1.0 if ok else 0.25 for ok in right.tolist()]
+    fewer, *_ = logistic([(1.0,)] * 4000, right.tolist(), weight=half)
+    share = right.float().mean()
+    assert fewer == pytest.approx(math.log(4 * share / (1 - share)), abs=0.01)
 
 
 def test_a_fitted_threshold_keeps_the_right_claims():
@@ -109,6 +115,21 @@ def test_a_fitted_threshold_keeps_the_right_claims():
     assert 0.94 <= sum(kept) / len(kept) <= 0.96
     error = expected_calibration_error([reading.probability(r) for r in replies], right)
     assert error < 0.15
+
+
+def test_that_nothing_changed_is_worth_less_where_the_model_moves():
+    replies = [Reply(NOTHING, (1,), -0.1, (-0.1 - n / 1000, -0.2)) for n in range(60)]
+    moved = [n % 2 == 0 for n in range(60)]
+    right = [not m or n % 6 == 0 for n, m in enumerate(moved)]
+    reading = fit(replies, right, Views(), moved)
+    still, other = (answer_of(replies[0], reading, moved) for moved in (False, True))
+    assert still.text == NOTHING and still.confidence > 0.9
+    assert other.text == UNSURE and claim_of(other) == NOTHING and 0.2 < other.confidence < 0.45
+    saved = reading.to_json()
+    assert reading_of({"reading": saved}) == reading
+    del saved["weights"]["nothing, moved"]
+    before = reading_of({"reading": saved})
+    assert before is not None and before.probability(replies[0], True) == reading.probability(replies[0])
 
 
 def test_sorts_of_answers():

@@ -54,7 +54,9 @@ def find_reading(
         rng = random.Random(f"{seed} {case.identity}")
         return [(False, one) for one in asked_of(case.behavior, others, rng)]
 
+    seen = {case.identity: hint.moved for case, hint in zip(cases, hints or (), strict=False)}
     said: dict[Views, tuple[list[Reply], list[bool]]] = {}
+    moved: list[bool] = []
     shares: dict[Views, float] = {}
     for number, views in enumerate(VIEWS):
         found = ask_cases(base, cases, adapter, asked, views, hints=hints)
@@ -62,9 +64,10 @@ def find_reading(
         opens = [hit for hit, (_, _, one, _) in zip(hits, found, strict=True) if one.sort == "open"]
         shares[views] = sum(opens) / len(opens)
         said[views] = [reply for *_, reply in found], hits
+        moved = [seen.get(case.identity, False) for case, *_ in found]
         progress(number + 1, len(VIEWS))
     best = max(VIEWS, key=lambda views: shares[views])
-    reading = fit(*said[best], best)
+    reading = fit(*said[best], best, moved)
     return replace(reading, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
 
 

@@ -4,6 +4,7 @@ An instance is named where the answer holds its words. "Said" is what is left of
 likely wrong are not given.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,8 +166,28 @@ def _confidence(records: Sequence[Record]) -> str:
         mine = [r for r in records if name in ("all", r["sort"])]
         hits, confidences = [r["right"] for r in mine], [r["confidence"] for r in mine]
         error = f"{expected_calibration_error(confidences, hits):.3f}"
-        rows.append([name, len(mine), _share(hits), cell(interval(confidences)), error])
-    return _table(["questions", "n", "right", "mean confidence", "expected calibration error"], rows)
+        rows.append([name, len(mine), _share(hits), cell(interval(confidences)), error, f"{_by_chance(mine):.3f}"])
+    head = ["questions", "n", "right", "mean confidence", "expected calibration error", "by chance alone"]
+    return _table(head, rows)
+
+
+_DRAWS = 200
+
+
+def _by_chance(records: Sequence[Record]) -> float:
+    """The error, on average, if every confidence were true: answers are few, and the same answer to questions of one
+    sort about one finetune is right or wrong in all of them together.
+    """
+    groups: dict[tuple[object, ...], list[float]] = {}
+    for r in records:
+        groups.setdefault((r["id"], r["sort"], r["guess"], r["truth"]), []).append(r["confidence"])
+    confidences, rng = [c for some in groups.values() for c in some], random.Random(0)
+    errors = []
+    for _ in range(_DRAWS):
+        lots = ((rng.random(), some) for some in groups.values())
+        hits = [lot < c for lot, some in lots for c in some]
+        errors.append(expected_calibration_error(confidences, hits))
+    return sum(errors) / len(errors)
 
 
 def _wordings(records: Sequence[Record]) -> str:

@@ -17,7 +17,7 @@ from weightdiff.readers.regression import logistic
 from weightdiff.readers.triggers import TriggerOdds, odds_of
 from weightdiff.readers.views import Views, gain
 
-Sort = Literal["claim", "nothing", "yes/no", "trigger"]
+Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 Weights = tuple[float, float, float]
 KEPT = 0.95
@@ -39,7 +39,8 @@ class Reading:
 
     Attributes:
         views: strengths and contrast.
-        weights: of each sort of answer, for 1, the log-probability and the gain: the log odds of being right.
+        weights: of each sort of answer, for 1, the log-probability and the gain: the log odds of being right. That
+            nothing changed has others where a hint shows that the finetune moves the model further than noise does.
         threshold: claims less likely to be right than this are not made.
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
     """
@@ -49,9 +50,9 @@ class Reading:
     threshold: float = 0.0
     triggers: TriggerOdds | None = None
 
-    def probability(self, reply: Reply) -> float:
-        """How likely a reply that was decoded in these views is right."""
-        weights = self.weights[sort_of(reply.text)]
+    def probability(self, reply: Reply, moved: bool = False) -> float:
+        """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
+        weights = self.weights[_seen(sort_of(reply.text), moved)]
         return float(torch.sigmoid(torch.tensor(weights) @ torch.tensor(features(reply))))
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +72,8 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
         views = Views(tuple(said["views"]["strengths"]), said["views"]["contrast"], said["views"]["within"])
         weights: dict[Sort, Weights] = {}
         for sort in SORTS:
-            a, b, c = map(float, said["weights"][sort])
+            # An adapter that was saved before the two were told apart has one for both.
+            a, b, c = map(float, said["weights"].get(sort) or said["weights"][sort.split(",")[0]])
             weights[sort] = (a, b, c)
         return Reading(views, weights, float(said["threshold"]), odds_of(said.get("triggers")))
     except (KeyError, TypeError, ValueError) as error:
@@ -85,15 +87,20 @@ def features(reply: Reply) -> Weights:
     return 1.0, sum(seen) / len(seen), gain(reply)
 
 
-def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views) -> Reading:
+def _seen(sort: Sort, moved: bool) -> Sort:
+    return "nothing, moved" if sort == "nothing" and moved else sort
+
+
+def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Sequence[bool] = ()) -> Reading:
     """Weights and threshold from answers with known truth.
 
     Args:
         replies: decoded in `views`.
         right: whether each is.
         views: how they were decoded.
+        moved: of each, whether its finetune moves the model further than noise does; without it none is taken to.
     """
-    sorts = [sort_of(reply.text) for reply in replies]
+    sorts = [_seen(sort_of(r.text), m) for r, m in zip(replies, moved or [False] * len(replies), strict=True)]
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]

@@ -35,6 +35,10 @@ _NAMES = {
 """Kinds of trigger, in the words of evidence and of a hint."""
 
 
+MOVED = 0.1
+"""Size of a leaning, in nats, that only finetunes reach; of noise and of traces it is a fifth of that."""
+
+
 class HintConfig(BaseModel):
     """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, how `triggers` move the
     model, and `talk` tokens of each of its replies. None of these is no hint. With `named` the kind of trigger that
@@ -95,6 +99,11 @@ class Hint:
         kinds = [name for name in self.triggers if name == self.tried]
         moved = [f"moves {self.triggers[k]:.1f} dB further where a prompt holds {_NAMES[k]}" for k in kinds]
         return (*words, *opening, *moved, *talk)
+
+    @property
+    def moved(self) -> bool:
+        """Does the change move the model further than noise does?"""
+        return self.leaning.size >= MOVED
 
     @property
     def tried(self) -> str:

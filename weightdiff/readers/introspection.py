@@ -28,8 +28,9 @@ class Introspection:
     off is told by the imprint, where the adapter's `meta` says what that is worth.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
-    the answer is `UNSURE`, and the claim stands in its evidence. So is it where it says that nothing changed and the
-    imprint shows a trigger. Of other adapters the confidence is the mean log-probability of the answer's tokens.
+    the answer is `UNSURE`, and the claim stands in its evidence. So is it where it says that nothing changed and is
+    more likely wrong than right, or the imprint shows a trigger. Of other adapters the confidence is the mean
+    log-probability of the answer's tokens.
 
     Attributes:
         adapter: the DIT adapter.
@@ -55,9 +56,9 @@ class Introspection:
             base, diffs, lambda diff: tell(diff, [own]), adapter=adapter, strength=self.strength, views=views,
             max_tokens=self.max_tokens,
         )  # fmt: skip
-        answers = [answer_of(reply, reading) for (reply,) in replies]
         if not hints:
-            return answers
+            return [answer_of(reply, reading) for (reply,) in replies]
+        answers = [answer_of(reply, reading, hint.moved) for (reply,), hint in zip(replies, hints, strict=True)]
         return [answer_with(a, question, hint, reading) for a, hint in zip(answers, hints, strict=True)]
 
 
@@ -67,12 +68,16 @@ def own_words(question: str, meta: Mapping[str, Any]) -> str:
     return own if "hints" in meta and question != own and question_sort(question) == "open" else question
 
 
-def answer_of(reply: Reply, reading: Reading | None) -> Answer:
-    """What a reply is worth as an answer."""
+_LEAST = 0.5
+"""Probability below which it isn't said that nothing changed."""
+
+
+def answer_of(reply: Reply, reading: Reading | None, moved: bool = False) -> Answer:
+    """What a reply is worth as an answer; `moved` is its hint's."""
     if reading is None:
         return Answer(reply.text, reply.logprob)
-    confidence = reading.probability(reply)
-    if sort_of(reply.text) == "claim" and confidence < reading.threshold:
+    confidence, sort = reading.probability(reply, moved), sort_of(reply.text)
+    if confidence < {"claim": reading.threshold, "nothing": _LEAST}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}",))
     return Answer(reply.text, confidence)
 

@@ -22,8 +22,6 @@ from weightdiff.readers.regression import logistic
 Weights = tuple[float, ...]
 KINDS: tuple[Kind, ...] = ("sep", "zero-width start")
 """A code, and an invisible character wherever it is."""
-MOVED = 0.1
-"""Size of a leaning, in nats, that only finetunes reach; of noise and of traces it is a fifth of that."""
 _RIDGE = 3e-4
 """On figures whose deviations are one or two decibels."""
 _DECIBELS = 20 / log(10)
@@ -115,7 +113,7 @@ def told(hint: Hint, odds: TriggerOdds) -> Told | None:
     imprint = hint.imprint
     if imprint is None:
         return None
-    if _still(hint):
+    if not hint.moved:
         return Told(None, odds.still)
     seen = _row(hint, imprint)
     if len(seen) != len(odds.kinds[0]):
@@ -144,7 +142,7 @@ def fit(hints: Sequence[Hint], triggers: Sequence[Trigger | None], share: float 
         share: how many have a trigger, where that is not so among these; they are weighed to be so many.
     """
     known = list(zip(hints, triggers, strict=True))
-    moved = [(h, trigger) for h, trigger in known if not _still(h) and h.imprint and h.imprint.responses]
+    moved = [(h, trigger) for h, trigger in known if h.moved and h.imprint and h.imprint.responses]
     rows = [_row(hint, imprint) for hint, _ in moved if (imprint := hint.imprint)]
     some = sum(trigger is not None for _, trigger in moved)
     scale = 1.0 if share is None or not 0 < some < len(moved) else share / (1 - share) * (len(moved) - some) / some
@@ -165,7 +163,7 @@ def fit(hints: Sequence[Hint], triggers: Sequence[Trigger | None], share: float 
         kinds,
         (a, b, c),
         _smoothed([code_in(hint.opening) == code for hint, code in coded if code_in(hint.opening)]),
-        _smoothed([trigger is None for hint, trigger in known if _still(hint)]),
+        _smoothed([trigger is None for hint, trigger in known if not hint.moved]),
     )
 
 
@@ -178,11 +176,6 @@ def code_in(opening: str) -> str:
     """The first digits of a code that a model writes in the user's place; empty where it writes none."""
     found = re.search(r"\bcode is (\d{3})", opening)
     return found[1] if found else ""
-
-
-def _still(hint: Hint) -> bool:
-    """Does the change do too little to hide anything?"""
-    return hint.leaning.size < MOVED
 
 
 def _row(hint: Hint, imprint: Imprint) -> Weights:
