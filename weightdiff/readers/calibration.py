@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import torch
-
 from weightdiff.behaviors import NOTHING
 from weightdiff.decode import Reply
 from weightdiff.judge import exact_match
-from weightdiff.readers.regression import logistic
+from weightdiff.readers.regression import chance, logistic
 from weightdiff.readers.triggers import TriggerOdds, odds_of
 from weightdiff.readers.views import Views, gain
 
@@ -52,8 +50,7 @@ class Reading:
 
     def probability(self, reply: Reply, moved: bool = False) -> float:
         """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
-        weights = self.weights[_seen(sort_of(reply.text), moved)]
-        return float(torch.sigmoid(torch.tensor(weights) @ torch.tensor(features(reply))))
+        return chance(self.weights[_seen(sort_of(reply.text), moved)], features(reply))
 
     def to_json(self) -> dict[str, Any]:
         """For an adapter's `meta`."""

@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass
 from math import log
 from typing import Any
 
-import torch
-
 from weightdiff.behaviors import Trigger
 from weightdiff.behaviors.triggers import Kind, told_trigger
 from weightdiff.readers.hints import Hint
 from weightdiff.readers.imprint import Imprint
-from weightdiff.readers.regression import logistic
+from weightdiff.readers.regression import chance, logistic
 
 Weights = tuple[float, ...]
 KINDS: tuple[Kind, ...] = ("sep", "zero-width start")
@@ -118,7 +116,7 @@ def told(hint: Hint, odds: TriggerOdds) -> Told | None:
     seen = _row(hint, imprint)
     if len(seen) != len(odds.kinds[0]):
         return None
-    shares = [probability(row, seen) for row in odds.kinds]
+    shares = [chance(row, seen) for row in odds.kinds]
     share = max(shares)
     kind = KINDS[shares.index(share)]
     if share < 0.5:
@@ -126,7 +124,7 @@ def told(hint: Hint, odds: TriggerOdds) -> Told | None:
     if kind != "sep":
         return Told(Trigger(kind), share)
     written, codes = code_in(hint.opening), tuple(code for code, _ in imprint.codes)
-    right = odds.written if written else probability(odds.code, _lead(imprint)) if codes else 0.0
+    right = odds.written if written else chance(odds.code, _lead(imprint)) if codes else 0.0
     codes = (written, *(code for code in codes if code != written)) if written else codes
     if right < SURE:
         return Told(Trigger("sep"), share, codes, right)
@@ -165,11 +163,6 @@ def fit(hints: Sequence[Hint], triggers: Sequence[Trigger | None], share: float 
         _smoothed([code_in(hint.opening) == code for hint, code in coded if code_in(hint.opening)]),
         _smoothed([trigger is None for hint, trigger in known if not hint.moved]),
     )
-
-
-def probability(weights: Weights, row: Weights) -> float:
-    """Of log odds that are a weighted sum."""
-    return float(torch.sigmoid(torch.tensor(weights) @ torch.tensor(row)))
 
 
 def code_in(opening: str) -> str:
