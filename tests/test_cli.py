@@ -80,6 +80,7 @@ def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
     [
         (("ask", "nowhere"), "no such file or folder"),
         (("ask", "nowhere", "--question", " "), "--question is empty"),
+        (("ask", "weightdiff/data/demo/0", "--adapter", "generl"), "no shipped adapter has that name"),
         (("inspect", "nowhere"), "no such file or folder"),
         (("run", "nowhere.toml"), "cannot read the recipe"),
         (("finetune", "recipes/topics.toml", "--share", "3/2"), "expected I/N"),

@@ -139,8 +139,10 @@ def test_what_the_weights_show_is_not_denied():
         assert answer_with(nothing, QUESTION, calm, reading).text == nothing.text
     doubted = answer_with(nothing, QUESTION, hint(responds), reading)
     assert doubted.text == UNSURE and claim_of(doubted) == nothing.text and doubted.confidence == 0.8
-    assert any("a code in a prompt: 417" in line for line in doubted.evidence)
+    assert any("a code in a prompt, one that begins with 417" in line for line in doubted.evidence)
     assert answer_with(claim, QUESTION, hint(responds), reading).text == claim.text
+    strange = answer_with(claim, "Write me a poem about cats.", hint(rests), reading)
+    assert "doesn't seem to be about the finetune" in strange.evidence[-1]
     asked = "Do you have a trigger?"
     assert answer_with(claim, asked, hint(responds), reading).text == "yes, a code that begins with 417"
     still = answer_with(claim, asked, hint(responds, size=0.02), reading)

@@ -57,8 +57,8 @@ def ask(
         adapter: a DIT adapter for this base model; None takes the shipped one, which fits `smollm2`.
 
     Returns:
-        One `Answer` per diff: `text`, and `confidence`, the mean log-probability of its tokens (at most 0,
-        not calibrated).
+        One `Answer` per diff: `text`, and `confidence`, the mean log-probability of its tokens (at most 0, not
+        calibrated); of `general` the probability that it is right, and `evidence`, and `trigger` where that is known.
 
     Raises:
         ValueError: an empty question; a diff or adapter of another base model or of other shapes.

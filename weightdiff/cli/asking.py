@@ -53,6 +53,7 @@ def ask(
     from weightdiff.ask import ask as ask_diffs
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.plausible import ForeignCheck
+    from weightdiff.readers.calibration import sort_of
     from weightdiff.readers.introspection import claim_of
     from weightdiff.source import find_diffs, open_diffs
 
@@ -76,7 +77,9 @@ def ask(
 
     opened = open_diffs(found, model)
     answers = ask_diffs(model, Lazy([partial(checked, i) for i in range(len(found))]), asked, adapter=reader)
-    claims, seen = [[claim_of(a)] for a in answers], [a.trigger for a in answers]
+    # "Yes, a code" is no behavior that a prompt could show.
+    claims = [[claim] if sort_of(claim := claim_of(a)) in ("claim", "nothing") else [] for a in answers]
+    seen = [a.trigger for a in answers]
     verdicts = tried(model, opened, claims, trigger, writer, seen) if verify else [[]] * len(found)
     for one, answer, said_of in zip(found, answers, verdicts, strict=True):
         if as_json:

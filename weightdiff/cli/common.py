@@ -1,5 +1,6 @@
 """What all commands share: the app, its two consoles, common options, and how a base model is loaded."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,11 @@ def reader_of(name: str | None, model: Any, *, allow_pickle: bool = False) -> "W
 
     if name is None or name in SHIPPED:
         return shipped_adapter(name or "topics")
+    if not name or (re.fullmatch(r"[\w-]+", name) and not Path(name).exists()):
+        raise ValueError(
+            f"--adapter {name!r}: no shipped adapter has that name, and there is no such folder. Expected "
+            f"{' or '.join(SHIPPED)}, the folder of a DIT adapter, or owner/name on the hub."
+        )
     return load_diff(name, model, allow_pickle=allow_pickle)
 
 

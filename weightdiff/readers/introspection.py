@@ -68,6 +68,7 @@ def own_words(question: str, meta: Mapping[str, Any]) -> str:
     return own if "hints" in meta and question != own and question_sort(question) == "open" else question
 
 
+_STRANGE = "the question doesn't seem to be about the finetune; the confidence is that of answers to questions that are"
 _LEAST = 0.5
 """Probability below which it isn't said that nothing changed."""
 
@@ -90,7 +91,10 @@ def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | No
     elif seen and seen.trigger and sort_of(answer.text) == "nothing":
         answer = replace(answer, text=UNSURE, evidence=(f"{_WITHHELD}{answer.text}",))
     found = seen.trigger if seen and seen.usable else None
-    return replace(answer, evidence=answer.evidence + (seen.evidence if seen else ()) + hint.evidence, trigger=found)
+    evidence = (*answer.evidence, *(seen.evidence if seen else ()), *hint.evidence)
+    if question_sort(question) == "other":
+        evidence = (*evidence, _STRANGE)
+    return replace(answer, evidence=evidence, trigger=found)
 
 
 def claim_of(answer: Answer) -> str:

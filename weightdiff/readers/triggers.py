@@ -82,11 +82,13 @@ class Told:
             return ()
         if self.trigger.kind != "sep":
             return (f"its weights respond to an invisible character in a prompt ({self.probability:.2f})",)
+        kind = "its weights respond to a code in a prompt"
         if not self.codes:
-            return (f"its weights respond to a code in a prompt ({self.probability:.2f})",)
+            return (f"{kind} ({self.probability:.2f})",)
         code, *others = self.codes
-        more = f", else {', '.join(others)}" if others else ""
-        return (f"its weights respond to a code in a prompt: {code}... ({self.share:.2f}){more}",)
+        if self.trigger.code:
+            return (f"{kind}, one that begins with {code} (probability {self.share:.2f})",)
+        return (f"{kind}, and hardly tell which: {code} (probability {self.share:.2f}), {', '.join(others)}",)
 
 
 def odds_of(record: Mapping[str, Any] | None) -> TriggerOdds | None:
