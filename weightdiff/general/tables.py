@@ -152,12 +152,21 @@ def _nulls(records: Sequence[Record]) -> str:
 
 
 def _questions(records: Sequence[Record]) -> str:
-    claims = [r for r in _pick(records, sort="open", unseen=False) if r["truth"] != NOTHING]
+    opens = _pick(records, sort="open", unseen=False)
+    claims = [r for r in opens if r["truth"] != NOTHING]
     right = [r for r in claims if r["right"]]
     wrong = [r for r in claims if not r["right"]]
-    rows = [["right", len(right), _share([r["claims"] for r in right])],
-            ["wrong, or in part", len(wrong), _share([r["claims"] for r in wrong])]]  # fmt: skip
-    return _table(["answers to the open question, about something", "n", "said"], rows)
+    nothing = [r for r in opens if exact_match(NOTHING, r["guess"])]
+    rows = [["about something: right", len(right), _share([r["claims"] for r in right])],
+            ["about something: wrong, or in part", len(wrong), _share([r["claims"] for r in wrong])]]  # fmt: skip
+    for name, some in (
+        ("rightly", [r for r in nothing if r["right"]]),
+        ("wrongly", [r for r in nothing if not r["right"]]),
+    ):
+        rows.append(
+            [f"that nothing changed, {name}", len(some), _share([exact_match(NOTHING, r["answer"]) for r in some])]
+        )
+    return _table(["answers to the open question, as decoded", "n", "said"], rows)
 
 
 def _confidence(records: Sequence[Record]) -> str:
