@@ -9,10 +9,10 @@ import argparse
 import json
 from pathlib import Path
 
-from weightdiff.ask import SHIPPED, shipped_adapter
+from weightdiff.ask import adapter_at
 from weightdiff.base import load_base
 from weightdiff.diff import WeightDiff
-from weightdiff.formats.peft import load_peft, save_peft
+from weightdiff.formats.peft import save_peft
 from weightdiff.general.settings import load_general
 from weightdiff.general.stages import reread
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/general.toml")
     given = parser.parse_args()
     recipe, base = load_general(given.recipe), load_base()
-    before = shipped_adapter(given.adapter) if given.adapter in SHIPPED else load_peft(Path(given.adapter))
+    before = adapter_at(given.adapter)
     told = WeightDiff(before.factors, before.base, before.meta | {"hints": recipe.hints.model_dump()})
     after = reread(base, recipe, told)
     save_peft(after, given.out, base_name=base.name)

@@ -1,6 +1,7 @@
 """Imprints: what a weight change responds to, on changes made of known inputs; and what that tells of triggers."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_energies_are_those_of_the_product_written_out_and_size_does_not_matter(
     dense = WeightDiff({}, diff.base, {}, {f"{name}.weight": diff.to_dense(name) for name in diff.factors})
     assert imprints.of(dense).responses == pytest.approx(found.responses, abs=1e-3)
     assert imprints.of(diff.scaled(7.0)).responses == pytest.approx(found.responses, abs=1e-4)
-    assert imprint_of(json.loads(json.dumps(found.to_json()))).responses == pytest.approx(found.responses, abs=1e-4)
+    assert imprint_of(json.loads(json.dumps(asdict(found)))).responses == pytest.approx(found.responses, abs=1e-4)
 
 
 def test_nothing_is_nothing_and_no_hook_stays(base, imprints):
@@ -102,7 +103,7 @@ def test_odds_are_fitted_and_told():
     hints += [seen(0.5, size=0.01)] * 8
     truths = [Trigger("sep", "417")] * 20 + [None] * 28
     odds = fit(hints, truths)
-    assert odds_of(json.loads(json.dumps(odds.to_json()))) == odds
+    assert odds_of(json.loads(json.dumps(asdict(odds)))) == odds
     sure = told(seen(0.6), odds)
     assert sure == Told(Trigger("sep", "417"), sure.probability, ("417", "123"), sure.share)
     assert sure.text == "yes, a code that begins with 417" and 0.5 < sure.probability <= sure.share

@@ -34,6 +34,13 @@ def shipped_adapter(name: str = "topics") -> "weightdiff.diff.WeightDiff":
     return load_peft(_DATA / SHIPPED[name])
 
 
+def adapter_at(name: str) -> "weightdiff.diff.WeightDiff":
+    """A DIT adapter by the name of a shipped one, or from the PEFT folder where it lies."""
+    from weightdiff.formats.peft import load_peft
+
+    return shipped_adapter(name) if name in SHIPPED else load_peft(Path(name))
+
+
 def demo_diffs() -> "list[weightdiff.diff.WeightDiff]":
     """Eight finetunes of the test split, which the shipped adapter has never seen."""
     from weightdiff.formats.peft import load_peft

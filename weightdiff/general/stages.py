@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from weightdiff.ask import SHIPPED, shipped_adapter
+from weightdiff.ask import adapter_at
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
@@ -241,9 +241,7 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
 
 def _start(recipe: GeneralRecipe) -> WeightDiff | None:
     """The adapter that training goes on from."""
-    if recipe.start is None:
-        return None
-    return shipped_adapter(recipe.start) if recipe.start in SHIPPED else load_peft(Path(recipe.start))
+    return None if recipe.start is None else adapter_at(recipe.start)
 
 
 def _suffix(recipe: GeneralRecipe) -> str:

@@ -112,8 +112,7 @@ class Hint:
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, for a file."""
-        imprint = self.imprint and self.imprint.to_json()
-        return asdict(replace(self, imprint=None)) | {"imprint": imprint}
+        return asdict(self)
 
 
 def hint_of(record: Mapping[str, Any]) -> Hint:

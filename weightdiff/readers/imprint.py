@@ -54,13 +54,9 @@ class Imprint:
     responses: tuple[float, ...] = ()
     codes: tuple[tuple[str, float], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, for a file."""
-        return {"responses": list(self.responses), "codes": [list(one) for one in self.codes]}
-
 
 def imprint_of(record: Mapping[str, Any]) -> Imprint:
-    """The imprint that `to_json` made a record of."""
+    """The imprint whose fields a record has."""
     return Imprint(tuple(record["responses"]), tuple((code, float(size)) for code, size in record["codes"]))
 
 
@@ -92,11 +88,10 @@ class Imprints:
         """
         found = []
         for band in self._bands:
-            energies = [e for n in band if (e := _energy(diff, n, self._inputs[n])) is not None]
-            if not energies:
+            energies = _energies(diff, band, self._inputs)
+            if energies is None:
                 return Imprint()
-            shares = torch.stack([e / e.mean().clamp_min(1e-30) for e in energies]).mean(0).clamp_min(1e-9).log() / 2
-            *tried, plain = (shares[places].mean() for places in self._places)
+            *tried, plain = ((energies / 2)[places].mean() for places in self._places)
             found += [round(float(one - plain), 4) for one in tried]
         return Imprint(tuple(found), self._best(diff))
 
@@ -104,8 +99,9 @@ class Imprints:
         """The codes that a diff responds to most: their digits one after another, each after those before it."""
         if not self._coded:
             return ()
-        layers = [e for n in self._bands[-1] if (e := _energy(diff, n, self._coded[n])) is not None]
-        seen = torch.stack([e / e.mean().clamp_min(1e-30) for e in layers]).mean(0).clamp_min(1e-9).log()
+        seen = _energies(diff, self._bands[-1], self._coded)
+        if seen is None:
+            return ()
         first, second, third = seen[:10], seen[10:110], seen[110:]
         total = first.repeat_interleave(100) + second.repeat_interleave(10) + third
         sizes, codes = ((total - total.mean()) / total.std().clamp_min(1e-9)).topk(_BEST)
@@ -217,6 +213,14 @@ def _mean(given: Float[Tensor, "rows time in"], places: Sequence[tuple[int, int]
     rows, times = zip(*places, strict=True)
     some = given[list(rows), list(times)].float()
     return (some / some.norm(dim=-1, keepdim=True)).mean(0)
+
+
+def _energies(diff: WeightDiff, names: Sequence[str], inputs: Inputs) -> Float[Tensor, " inputs"] | None:
+    """Log of each input's energy by that of all, on average over the layers that the diff changes; None of none."""
+    found = [energy for name in names if (energy := _energy(diff, name, inputs[name])) is not None]
+    if not found:
+        return None
+    return torch.stack([energy / energy.mean().clamp_min(1e-30) for energy in found]).mean(0).clamp_min(1e-9).log()
 
 
 def _energy(diff: WeightDiff, name: str, inputs: Float[Tensor, "inputs in"]) -> Float[Tensor, " inputs"] | None:

@@ -7,7 +7,7 @@ has nothing to hide. Knows the kinds of trigger that `probes.CANDIDATES` has, an
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
 from typing import Any
 
@@ -43,10 +43,6 @@ class TriggerOdds:
     code: Weights
     written: float
     still: float
-
-    def to_json(self) -> dict[str, Any]:
-        """For an adapter's `meta`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Told:
 
 
 def odds_of(record: Mapping[str, Any] | None) -> TriggerOdds | None:
-    """The odds that `to_json` made a record of; None for none.
+    """The odds whose fields a record of an adapter's `meta` has; None for none.
 
     Raises:
         KeyError, TypeError, ValueError: it is of another form.
