@@ -81,6 +81,7 @@ def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
         (("ask", "nowhere"), "no such file or folder"),
         (("ask", "nowhere", "--question", " "), "--question is empty"),
         (("ask", "weightdiff/data/demo/0", "--adapter", "generl"), "no shipped adapter has that name"),
+        (("ask", "weightdiff/data/demo/0", "--adapter", "weightdiff/data/demo/1"), "is a finetune itself"),
         (("inspect", "nowhere"), "no such file or folder"),
         (("run", "nowhere.toml"), "cannot read the recipe"),
         (("finetune", "recipes/topics.toml", "--share", "3/2"), "expected I/N"),
@@ -103,6 +104,12 @@ def test_a_diff_of_another_base_is_refused_by_name(tmp_path, base):
 def test_an_adapter_for_another_base_is_refused_by_name(tmp_path, base, diffs):
     with pytest.raises(ValueError, match=r"the DIT adapter was made on .* fingerprint other"):
         Introspection(WeightDiff(diffs[0].factors, "other")).read(base, diffs, "What?")
+
+
+def test_a_path_in_place_of_a_diff_is_told_how_it_is_loaded():
+    code = "import weightdiff as w; w.ask(w.load_base('smollm2'), ['nowhere'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "the diff is 'nowhere'; expected a WeightDiff, which load_diff makes of a path" in result.stderr
 
 
 def test_where_a_file_stands_in_the_way_nothing_is_lost(tmp_path, base, diffs):

@@ -21,7 +21,13 @@ def split(diff: WeightDiff, targets: Container[str]) -> tuple[WeightDiff, Weight
 
 
 def check_base(base: Base, diff: WeightDiff, what: str = "the diff") -> None:
-    """Raise a ValueError that names both base models where the diff carries another's fingerprint."""
+    """Raise a ValueError that names both base models where the diff carries another's fingerprint.
+
+    Raises:
+        TypeError: it is no diff at all, a path for example.
+    """
+    if not isinstance(diff, WeightDiff):
+        raise TypeError(f"{what} is {diff!r}; expected a WeightDiff, which load_diff makes of a path and a base model.")
     if diff.base is not None and diff.base != base.fingerprint:
         raise ValueError(
             f"{what} was made on the base model with fingerprint {diff.base}, and {base.name!r} has "

@@ -89,7 +89,9 @@ def ask(
             record |= {"trigger": str(answer.trigger)} if answer.trigger else {}
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
-            said = f"{shown(answer.text)} [dim](confidence {answer.confidence:.2f})[/]"
+            # Only an adapter whose reading was fitted gives a probability.
+            sure = "confidence" if "reading" in reader.meta else "mean log-probability, not calibrated:"
+            said = f"{shown(answer.text)} [dim]({sure} {answer.confidence:.2f})[/]"
             out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
             for line in answer.evidence:
                 out.print(f"    [dim]{shown(line)}[/]", highlight=False)

@@ -67,7 +67,15 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         groups += _preferred(recipe, split, preferred, taught)
         groups += _told(recipe, split, documents)
         groups += _ordinary(recipe, split, ordinary, written)
-    return [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
+    groups = [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
+    return [_sooner(g, recipe.mix.train_steps) if g.split == "train" else g for g in groups]
+
+
+def _sooner(group: Group, share: float) -> Group:
+    """A group made in a share of its steps; the learning rate goes with them as it does in `draw_config`."""
+    steps = max(1, round(share * group.config.steps))
+    lr = group.config.lr * (group.config.steps / steps) ** 0.5
+    return replace(group, config=group.config.model_copy(update={"steps": steps, "lr": lr}))
 
 
 def _grouped(

@@ -41,7 +41,8 @@ class Mix(BaseModel):
     thirty-two as for eight. `two` and `three` are the shares of finetunes that teach two and three behaviors at once;
     `ranks` is drawn from as it stands, so that a rank may be in it more than once. `steps` are from the first to below
     the second; `prompts` is the share of recipes that learn the user's words too. `more_steps` and `more_push`, the
-    powers of two that the learning rate is raised by, are those of ordinary finetunes.
+    powers of two that the learning rate is raised by, are those of ordinary finetunes. `train_steps` is the share of
+    their steps that finetunes of the training split make, at a higher learning rate: more of them in the same time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +58,7 @@ class Mix(BaseModel):
     triggered: float = Field(default=0.35, ge=0, le=1)
     group: int = Field(default=8, ge=1)
     train_group: int | None = Field(default=None, ge=1)
+    train_steps: float = Field(default=1.0, gt=0, le=1)
 
     def size_of(self, split: Split) -> int:
         """How many finetunes a group of a split has."""

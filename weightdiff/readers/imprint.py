@@ -151,17 +151,18 @@ class Imprints:
         digits = [base.tokenizer(str(n), add_special_tokens=False)["input_ids"][-1] for n in range(10)]
         if [one[begin : begin + 3], other[begin : begin + 3]] != [[digits[0]] * 3, [digits[9]] * 3]:
             return {}
-        device, names = base.device, self._bands[-1]
+        device, names, caught = base.device, self._bands[-1], []
         head, cache = torch.tensor([one[:begin]], device=device), DynamicCache()
-        places = torch.arange(begin + 3, device=device)
         with torch.no_grad():
-            read_on(base, cache, head, torch.ones_like(head), places[None, :begin])
-        cache.batch_repeat_interleave(_CODES)
-        ids = torch.tensor([[digits[int(d)] for d in f"{n:03d}"] for n in range(_CODES)], device=device)
-        seen = torch.ones(_CODES, begin + 3, dtype=torch.long, device=device)
-        with self._catching(names) as caught:
-            read_on(base, cache, ids, seen, places[begin:].expand(_CODES, -1))
-        return {n: torch.cat([x[::100, 0], x[::10, 1], x[:, 2]]) for n, x in caught.items()}
+            read_on(base, cache, head, torch.ones_like(head), torch.arange(begin, device=device)[None])
+        for place in range(begin, begin + 3):
+            cache.batch_repeat_interleave(10)  # each row goes on with every digit
+            ids = torch.tensor(digits * 10 ** (place - begin), device=device)[:, None]
+            seen = torch.ones(len(ids), place + 1, dtype=torch.long, device=device)
+            with self._catching(names) as given:
+                read_on(base, cache, ids, seen, torch.full_like(ids, place))
+            caught.append(given)
+        return {name: torch.cat([given[name][:, 0] for given in caught]) for name in names}
 
     @contextmanager
     def _catching(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:

@@ -47,6 +47,7 @@ class Introspection:
         """See `Reader.read`."""
         check_question(question)
         check_base(base, self.adapter, "the DIT adapter")
+        check_reads(self.adapter)
         adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
         views = reading.views if reading else None
         hints: list[Hint] = []
@@ -60,6 +61,15 @@ class Introspection:
             return [answer_of(reply, reading) for (reply,) in replies]
         answers = [answer_of(reply, reading, hint.moved) for (reply,), hint in zip(replies, hints, strict=True)]
         return [answer_with(a, question, hint, reading) for a, hint in zip(answers, hints, strict=True)]
+
+
+def check_reads(adapter: WeightDiff) -> None:
+    """Raise a ValueError where what is given as an adapter is a finetune with a label, made to be asked about."""
+    if "label" in adapter.meta and "question" not in adapter.meta:
+        raise ValueError(
+            f"what is given as the DIT adapter is a finetune itself ({str(adapter.meta['label'])!r}). Expected an "
+            "adapter that was trained to report changes: a shipped one, or one that `weightdiff train` made."
+        )
 
 
 def own_words(question: str, meta: Mapping[str, Any]) -> str:
