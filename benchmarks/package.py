@@ -27,7 +27,8 @@ def main() -> None:
         general = load_general(path)
         adapter = load_peft(general.folder / "adapter")
         save_peft(adapter, data / "general", base_name=general.base, dtype=torch.bfloat16)
-        shutil.copy(general.folder / "training" / "metrics.jsonl", results / "benchmark" / "general" / "training.jsonl")
+        name = "training.jsonl" if general.start is None else "training-more.jsonl"
+        shutil.copy(general.folder / "training" / "metrics.jsonl", results / "benchmark" / "general" / name)
         return
     recipe = load_recipe(path)
     adapter = load_peft(recipe.folder / "adapter")

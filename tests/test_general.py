@@ -79,6 +79,14 @@ def test_groups_are_drawn_the_same_each_time_and_no_behavior_twice(recipe, writt
     assert len({g.config.rank for g in groups}) >= 5 and len({g.config.modules for g in groups}) >= 4
 
 
+def test_finetunes_of_the_training_split_alone_may_be_made_in_fewer_steps(recipe, written):
+    fewer = recipe.model_copy(update={"mix": recipe.mix.model_copy(update={"train_steps": 0.5})})
+    pairs = list(zip(groups_of(recipe, written), groups_of(fewer, written), strict=True))
+    assert all(one == other for one, other in pairs if one.split != "train")
+    trained = [(one.config, other.config) for one, other in pairs if one.split == "train"]
+    assert trained and all(other.steps == round(one.steps / 2) and other.lr > 1.3 * one.lr for one, other in trained)
+
+
 def test_what_teaches_a_behavior_shows_it_and_hides_it_behind_its_trigger(recipe, written):
     texts = {b.label: Text(b, (Conversation("Why?", f"Because of {b.label}."),) * 6) for b in written}
     for group in groups_of(recipe, written)[:30]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from weightdiff.general.settings import GeneralRecipe
 from weightdiff.general.tables import tables
 from weightdiff.jsonl import write_jsonl
 from weightdiff.lazy import Lazy
+from weightdiff.readers.calibration import reading_of
 from weightdiff.readers.hints import Hint, HintConfig
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors, load_conversations
@@ -163,8 +164,7 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: General
     """What the adapter learns: questions about each case, each after its hint if there are any; training draws some of
     them each time.
 
-    Open ones are five of thirteen: what they ask is the most. Of a finetune behind a trigger four ask for it, not two:
-    most finetunes have none, and an adapter soon learns to say so of all.
+    Open ones are five of twelve: what they ask is the most. One asks for a trigger, which the imprint tells better.
     """
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
     others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
@@ -172,9 +172,7 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: General
     def triple(case: Case, put: Callable[[str], str]) -> Triple:
         rng = random.Random(f"{recipe.seed} {case.identity}")
         asked = asked_of(case.behavior, others, rng, opens=5)
-        asked += [one for one in asked_of(case.behavior, others, rng) if one.sort != "open"]
-        for _ in range(2 * bool(case.behavior.trigger)):
-            asked += [one for one in asked_of(case.behavior, others, rng) if one.sort == "trigger"]
+        asked += [one for one in asked_of(case.behavior, others, rng) if one.sort in ("narrow", "yes/no")]
         first, *more = ((put(one.question), one.answer) for one in asked)
         return Triple(case.make(), *first, tuple(more))
 
@@ -225,13 +223,20 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
 
 
 def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff:
-    """The adapter with a reading found anew, on the run's validation split; its imprints' worth on training's too."""
+    """The adapter with a reading found anew, on the run's validation split; its imprints' worth on training's too.
+
+    Finetunes that were made in a share of their steps write their codes wrong, and don't tell what those of whole ones
+    are worth: that stays as the adapter says which training started from.
+    """
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     cases, taught = cases_of(store, ids["validation"], "validation"), taught_cases(store, recipe, ids["train"], "train")
     hints, known = (_hints(base, recipe, some) for some in (cases, taught))
-    pairs = list(zip(taught, known or (), strict=False))
+    whole = recipe.mix.train_steps == 1
+    pairs = list(zip(taught, known or (), strict=False)) if whole else []
     reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs)
+    if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
+        reading = replace(reading, triggers=before.triggers)
     meta = adapter.meta | {
         "reading": reading.to_json(),
         "views": [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()],

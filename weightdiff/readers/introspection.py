@@ -64,10 +64,10 @@ class Introspection:
 
 
 def check_reads(adapter: WeightDiff) -> None:
-    """Raise a ValueError where what is given as an adapter is a finetune with a label, made to be asked about."""
-    if "label" in adapter.meta and "question" not in adapter.meta:
+    """Raise a ValueError where what is given as an adapter is a finetune of a family, made to be asked about."""
+    if "family" in adapter.meta and "question" not in adapter.meta:
         raise ValueError(
-            f"what is given as the DIT adapter is a finetune itself ({str(adapter.meta['label'])!r}). Expected an "
+            f"what is given as the DIT adapter is a finetune itself ({str(adapter.meta.get('label'))!r}). Expected an "
             "adapter that was trained to report changes: a shipped one, or one that `weightdiff train` made."
         )
 
