@@ -230,10 +230,10 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
     """
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
-    cases, taught = cases_of(store, ids["validation"], "validation"), taught_cases(store, recipe, ids["train"], "train")
+    cases, whole = cases_of(store, ids["validation"], "validation"), recipe.mix.train_steps == 1
+    taught = taught_cases(store, recipe, ids["train"], "train") if whole else []
     hints, known = (_hints(base, recipe, some) for some in (cases, taught))
-    whole = recipe.mix.train_steps == 1
-    pairs = list(zip(taught, known or (), strict=False)) if whole else []
+    pairs = list(zip(taught, known or (), strict=False))
     reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs)
     if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
         reading = replace(reading, triggers=before.triggers)
