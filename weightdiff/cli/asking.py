@@ -90,8 +90,9 @@ def ask(
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
             # Only an adapter whose reading was fitted gives a probability.
-            sure = "confidence" if "reading" in reader.meta else "mean log-probability, not calibrated:"
-            said = f"{shown(answer.text)} [dim]({sure} {answer.confidence:.2f})[/]"
+            likely = answer.confidence
+            sure = f"confidence {likely:.2f}" if "reading" in reader.meta else f"mean log-probability {likely:.2g}"
+            said = f"{shown(answer.text)} [dim]({sure})[/]"
             out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
             for line in answer.evidence:
                 out.print(f"    [dim]{shown(line)}[/]", highlight=False)
