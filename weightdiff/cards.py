@@ -17,7 +17,7 @@ import jinja2
 import yaml
 
 from weightdiff.base import ALIASES
-from weightdiff.diff import WeightDiff
+from weightdiff.diff import WeightDiff, is_adapter
 from weightdiff.printable import printable
 
 _LONGEST = 600
@@ -25,11 +25,6 @@ _LONGEST = 600
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,40}")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-
-
-def is_adapter(diff: WeightDiff) -> bool:
-    """Is it a DIT adapter? It alone has a question of its own."""
-    return isinstance(diff.meta.get("question"), str)
 
 
 def diff_card(diff: WeightDiff, repo: str, *, peft: bool = True) -> str:

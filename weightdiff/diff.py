@@ -154,6 +154,11 @@ class Columns:
     ranks: dict[str, tuple[int, ...]]
 
 
+def is_adapter(diff: WeightDiff) -> bool:
+    """Is it a DIT adapter? It alone has a question of its own."""
+    return isinstance(diff.meta.get("question"), str)
+
+
 def columns(diffs: Sequence[WeightDiff], device: torch.device | str) -> Columns:
     """Diffs of any ranks and modules, as a bank takes them where each has many tokens on end.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from weightdiff.base import Base
-from weightdiff.cards import checkpoint_card, diff_card, is_adapter, store_card
+from weightdiff.cards import checkpoint_card, diff_card, store_card
+from weightdiff.diff import is_adapter
 from weightdiff.files import inside, read_json
 from weightdiff.formats.peft import BESIDE, CONFIG, WEIGHTS, load_peft
 from weightdiff.formats.single import load_single

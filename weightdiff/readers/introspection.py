@@ -7,7 +7,7 @@ from typing import Any
 from weightdiff.base import Base
 from weightdiff.decode import Reply
 from weightdiff.dense import check_base
-from weightdiff.diff import WeightDiff, stack
+from weightdiff.diff import WeightDiff, is_adapter, stack
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, telling_of
@@ -65,7 +65,7 @@ class Introspection:
 
 def check_reads(adapter: WeightDiff) -> None:
     """Raise a ValueError where what is given as an adapter is a finetune of a family, made to be asked about."""
-    if "family" in adapter.meta and "question" not in adapter.meta:
+    if "family" in adapter.meta and not is_adapter(adapter):
         raise ValueError(
             f"what is given as the DIT adapter is a finetune itself ({str(adapter.meta.get('label'))!r}). Expected an "
             "adapter that was trained to report changes: a shipped one, or one that `weightdiff train` made."
