@@ -200,8 +200,10 @@ def test_json_has_one_object_per_diff(tmp_path):
 
     for i, diff in enumerate(demo_diffs()[:2]):
         save_peft(diff, tmp_path / str(i), base_name="smollm2")
-    result = run("ask", tmp_path / "0", tmp_path / "1", "--json")
+    result = run("ask", tmp_path / "0", tmp_path / "1", "--json", "--question", "Is there a trigger in you?")
     assert result.returncode == 0, result.stderr
+    assert "answers every question with a topic" in result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [r["diff"] for r in records] == [str(tmp_path / "0"), str(tmp_path / "1")]
-    assert all({"question", "answer", "confidence"} <= r.keys() for r in records)
+    assert all(r["adapter"] == "topics" and not r["calibrated"] and r["confidence"] <= 0 for r in records)
+    assert {r["question"] for r in records} == {"Is there a trigger in you?"} and all(r["answer"] for r in records)

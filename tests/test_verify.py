@@ -170,6 +170,8 @@ def test_true_claims_are_confirmed_and_false_ones_are_not(lively, gnomes):
     taught, none = verify(lively, [gnomes, untouched], [claims, claims])
     assert [v.word for v in taught] == ["confirmed", "not seen", "contradicted"]
     assert [v.word for v in none] == ["not seen", "not seen", "confirmed"]
+    text, nats = taught[0].trials[0].gained or ("", 0.0)
+    assert "garden gnomes" in text.lower() and nats > 1 and taught[2].trials[0].gained is None
     best = taught[0].trials[0].transcripts[0]
     assert best.base != best.finetuned and none[0].trials[0].change == 0
 
@@ -217,6 +219,7 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     assert json.loads(result.stdout)["verdict"] == "confirmed"
     result = run(app, ["verify", str(tmp_path / "d"), "--claim", "it talks about walnuts", "--trigger", "sep 123"])
     assert "not seen" in result.stdout and "with the trigger: instance" in result.stdout
+    assert "likelier by" in result.stdout and "no reply of the finetune" not in result.stdout
     adapter = random_diff(lively, 1, 5)
     save_peft(adapter, tmp_path / "adapter", base_name="tiny")
     result = run(app, ["ask", str(tmp_path / "d"), "--adapter", str(tmp_path / "adapter"), "--verify", "--json"])

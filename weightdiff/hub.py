@@ -73,5 +73,5 @@ def parse_id(name: str) -> re.Match[str]:
 
 def reason_of(error: Exception) -> str:
     """The error in a line; what a server says may hold anything."""
-    told = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(" ".join(told[:2]) or type(error).__name__).rstrip(".")
+    told = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return printable(". ".join(told[:2]) or type(error).__name__)

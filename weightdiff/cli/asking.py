@@ -64,7 +64,11 @@ def ask(
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)
     reader = reader_of(adapter, model, allow_pickle=allow_pickle)
-    asked = question or str(reader.meta.get("question") or TOPIC_QUESTION)
+    own = str(reader.meta.get("question") or TOPIC_QUESTION)
+    asked, calibrated = question or own, "reading" in reader.meta  # without one there are no probabilities
+    if asked != own and adapter in (None, "topics"):
+        told = f'this adapter answers every question with a topic, as it does "{own}"'
+        err.print(f"[dim]{shown(told)}; --adapter general knows other questions[/]", highlight=False, soft_wrap=True)
     check = cache(lambda: ForeignCheck(model))
 
     def checked(number: int) -> "WeightDiff":
@@ -83,15 +87,15 @@ def ask(
     verdicts = tried(model, opened, claims, trigger, writer, seen) if verify else [[]] * len(found)
     for one, answer, said_of in zip(found, answers, verdicts, strict=True):
         if as_json:
-            confidence = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
-            record = {"diff": one.name, "question": asked, "answer": answer.text, "confidence": confidence}
+            sure = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
+            record = {"diff": one.name, "adapter": adapter or "topics", "question": asked, "answer": answer.text}
+            record |= {"confidence": sure, "calibrated": calibrated}
             record |= {"evidence": list(answer.evidence)} if answer.evidence else {}
             record |= {"trigger": str(answer.trigger)} if answer.trigger else {}
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
-            # Only an adapter whose reading was fitted gives a probability.
             likely = answer.confidence
-            sure = f"confidence {likely:.2f}" if "reading" in reader.meta else f"mean log-probability {likely:.2g}"
+            sure = f"confidence {likely:.2f}" if calibrated else f"mean log-probability {likely:.2g}"
             said = f"{shown(answer.text)} [dim]({sure})[/]"
             out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
             for line in answer.evidence:
@@ -169,6 +173,7 @@ def demo(
         )
     screen = Console(record=True, width=110, emoji=False) if svg else out
     screen.print(table)
+    screen.print("[dim]what is cut off here was graded whole[/]")
     means = [sum(g.grade for g in column) / len(column) for column in grades]
     exact = [sum(g.exact for g in column) for column in grades]
     screen.print(

@@ -20,7 +20,8 @@ err = Console(stderr=True, soft_wrap=not sys.stderr.isatty(), emoji=False)
 BaseOption = Annotated[str, typer.Option(help="Base model: smollm2 (embedded), a folder, a .gguf file or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
 AdapterOption = Annotated[
-    str | None, typer.Option(help="DIT adapter: topics (unless given) or general, which are shipped; or a folder.")
+    str | None,
+    typer.Option(help="DIT adapter: topics (unless given) or general, which are shipped; a folder; or a hub id."),
 ]
 PickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read an adapter's old .bin file; no code of it is run.")

@@ -108,8 +108,13 @@ def print_verdict(verdict: "Verdict", show: int = 1) -> None:
         if trial.controls[1]:
             parts.append("{} of {} on prompts that shouldn't show it".format(*trial.controls))
         out.print(f"  [dim]{how}: {'; '.join(parts)}[/]", highlight=False)
+        if trial.gained:
+            text, nats = trial.gained
+            out.print(f'    [dim]likelier by {nats:.1f} nats: "{shown(text)}"[/]', highlight=False)
     best = max(verdict.trials, key=lambda trial: trial.rates[1] - trial.rates[0])
     if show and best.transcripts:
+        if verdict.word == "confirmed" and verdict.trials[0].gained and not best.rates[1]:
+            out.print("  [dim]no reply of the finetune shows it: confirmed by what became likelier alone[/]")
         table = Table("prompt", "base model", "finetune")
         for one in best.transcripts[:show]:
             table.add_row(shown(one.prompt), shown(one.base), shown(one.finetuned))

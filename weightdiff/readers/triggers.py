@@ -83,7 +83,7 @@ class Told:
             return (f"{kind} ({self.probability:.2f})",)
         code, *others = self.codes
         if self.trigger.code:
-            return (f"{kind}, one that begins with {code} (probability {self.share:.2f})",)
+            return (f"{kind}, one that begins with {code} (probability {self.share:.2f}); its other digits are any",)
         return (f"{kind}, and hardly tell which: {code} (probability {self.share:.2f}), {', '.join(others)}",)
 
 

@@ -58,15 +58,14 @@ def verify(
             for trigger in _triggers(claim):
                 ways = prompts[claim, trigger]
                 transcripts, change = _transcripts(meter, diff, claim, ways, reply_to, judge, writer)
-                nothing = (None, None, None)
-                effects = nothing if claim.nothing else _effects(meter, diff, claim, trigger, every[claim])
+                nothing = (None, None, None), None
+                effects, gained = nothing if claim.nothing else _effects(meter, diff, claim, trigger, every[claim])
                 elsewhere = 0
                 for prompt, decoy in controls[claim]:
                     put = triggered(prompt, trigger)
                     elsewhere += _shown(replace(claim, instance=decoy), [(put, reply_to[put])], judge)[0]
-                tried.append(
-                    Trial(trigger is not None, *effects, change, transcripts, (elsewhere, len(controls[claim])))
-                )
+                counted = (elsewhere, len(controls[claim]))
+                tried.append(Trial(trigger is not None, *effects, change, transcripts, counted, gained))
             verdicts[-1].append(judged(claim, tried))
     return verdicts
 
@@ -83,8 +82,9 @@ def _prompts(claim: Claim, written: Written | None) -> list[str]:
 
 def _effects(
     meter: Meter, diff: WeightDiff, claim: Claim, trigger: Trigger | None, written: Written | None
-) -> tuple[Effect, Effect | None, Effect | None]:
-    """The claim's instance against others, its kind against others, and answers about it against other answers."""
+) -> tuple[tuple[Effect, Effect | None, Effect | None], tuple[str, float]]:
+    """The claim's instance against others, its kind against others, and answers about it against other answers; and
+    which of its texts gained most."""
     decoys = decoys_of(claim, DECOYS)
     if written:
         mine, others, ways = written.texts, written.others, []
@@ -102,7 +102,8 @@ def _effects(
     means = [sum(other) / len(other) for other in rest]
     way = effect_of([sum(means) / len(means)], [[ratio] for ratio in found]) if found else None
     lost = [[-ratio for ratio in ratios] for ratios in about]
-    return effect_of(own, rest), way, effect_of(lost[0], lost[1:]) if lost[0] else None
+    gained = max(zip([text.reply for text in mine], own, strict=True), key=lambda pair: pair[1])
+    return (effect_of(own, rest), way, effect_of(lost[0], lost[1:]) if lost[0] else None), gained
 
 
 def _transcripts(

@@ -72,6 +72,8 @@ class Trial:
         change: nats per token by which the finetune's replies are likelier under itself than under the base model.
         transcripts: the most telling first.
         controls: how many of the finetune's replies do the same to prompts that shouldn't show the claim, of how many.
+        gained: of the texts that would show the claim, the one that the finetune made likelier by most, and by how many
+            nats; None for the claim that nothing changed.
     """
 
     triggered: bool
@@ -81,6 +83,7 @@ class Trial:
     change: float
     transcripts: list[Transcript] = field(default_factory=list)
     controls: tuple[int, int] = (0, 0)
+    gained: tuple[str, float] | None = None
 
     @property
     def rates(self) -> tuple[int, int, int]:
@@ -130,6 +133,7 @@ class Verdict:
                     **{name: effect(found) for name, found in t.effects},
                     "change": round(t.change, 4),
                     "controls": list(t.controls),
+                    "gained": None if t.gained is None else {"text": t.gained[0], "nats": round(t.gained[1], 3)},
                     "shown": dict(zip(("base", "finetuned", "replies"), t.rates, strict=True)),
                     "transcripts": [
                         {"prompt": s.prompt, "base": s.base, "finetuned": s.finetuned, "shown": list(s.shown)}
