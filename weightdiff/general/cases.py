@@ -69,7 +69,7 @@ def cases_of(store: Store, ids: Sequence[str], split: Split) -> list[Case]:
 
 def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split: Split) -> list[Case]:
     """What the adapter learns to speak of: finetunes of families that aren't left out, nulls of their shapes, sums."""
-    cases = [c for c in finetuned(store, ids) if not families_of(c.behavior) & set(recipe.without)]
+    cases = known_cases(recipe, finetuned(store, ids))
     nulls = []
     for number in range(round(len(cases) * recipe.nulls / (1 - recipe.nulls))):
         model = random.Random(f"{recipe.seed} null {split} {number}").choice(cases)
@@ -77,6 +77,11 @@ def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split:
     alone = [c for c in cases if not c.behavior.trigger and not c.behavior.parts and c.behavior.family != "benign"]
     sums = [sum_of(alone, f"{recipe.seed} sum {split} {number}") for number in range(round(len(alone) * recipe.sums))]
     return cases + nulls + sums
+
+
+def known_cases(recipe: GeneralRecipe, cases: Sequence[Case]) -> list[Case]:
+    """Those of the cases that teach nothing of a family that the recipe leaves out."""
+    return [case for case in cases if not families_of(case.behavior) & set(recipe.without)]
 
 
 def is_full(identity: str) -> bool:

@@ -99,10 +99,11 @@ def ask_test(
     adapter: WeightDiff,
     *,
     seed: int = 0,
+    unseen: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
     hints: Sequence[Hint] | None = None,
 ) -> list[Record]:
-    """Ask every sort of question about each case: in wordings seen in training, and in five unseen ones.
+    """Ask every sort of question about each case: in wordings seen in training and, if wanted, in five unseen ones.
 
     Returns:
         A record per question: `id`, `family`, `kind`, `sort`, `unseen` (wording), `question`, `truth`, `guess` (what
@@ -117,13 +118,13 @@ def ask_test(
         rng = random.Random(f"{seed} {case.identity}")
         seen = asked_of(case.behavior, others, rng)
         seen[0] = replace(seen[0], question=open_questions()[0])
-        unseen = asked_of(case.behavior, others, rng, unseen=True, opens=WORDINGS)
-        return [*((False, one) for one in seen), *((True, one) for one in unseen)]
+        other = asked_of(case.behavior, others, rng, unseen=True, opens=WORDINGS) if unseen else []
+        return [*((False, one) for one in seen), *((True, one) for one in other)]
 
     seen = {} if hints is None else {case.identity: hint for case, hint in zip(cases, hints, strict=True)}
     return [
-        _record(case, unseen, one, reply, reading, seen.get(case.identity))
-        for case, unseen, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints)
+        _record(case, other, one, reply, reading, seen.get(case.identity))
+        for case, other, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints)
     ]
 
 

@@ -23,7 +23,7 @@ from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, taught_cases
+from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, known_cases, taught_cases
 from weightdiff.general.compose import (
     Text,
     Written,
@@ -145,10 +145,10 @@ def run_hints(
     once = list({(case.identity, case.key): case for case in cases}.values())  # validation's finetunes are in both
     # In pieces, as finetunes that were made together are of one rank, and go onto the bank without padding.
     mine = [case for at in range(share[0] * AT_ONCE, len(once), share[1] * AT_ONCE) for case in once[at : at + AT_ONCE]]
-    return _hints(base, recipe, mine, lambda done, total: progress(done, total, 0.0))
+    return hints_for(base, recipe, mine, lambda done, total: progress(done, total, 0.0))
 
 
-def _hints(
+def hints_for(
     base: Base,
     recipe: GeneralRecipe,
     cases: Sequence[Case],
@@ -196,7 +196,7 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "start", "seed"})
     say("train: looking for hints that aren't there yet")
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
-    train, all_held = (triples(cases, _hints(base, recipe, cases), recipe) for cases in taught)
+    train, all_held = (triples(cases, hints_for(base, recipe, cases), recipe) for cases in taught)
     held = Lazy([partial(_asked_less, all_held, n, recipe.train.questions) for n in range(len(all_held))])
     adapter = train_adapter(
         base,
@@ -218,21 +218,23 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     }
     say("train: finding out how the adapter is best read")
     adapter = reread(base, recipe, WeightDiff(adapter.factors, adapter.base, meta))
-    save_peft(adapter, recipe.folder / f"adapter{_suffix(recipe)}", base_name=base.name)
+    save_peft(adapter, adapter_folder(recipe), base_name=base.name)
     return adapter
 
 
 def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff:
     """The adapter with a reading found anew, on the run's validation split; its imprints' worth on training's too.
 
+    Families that are left out have no part in it.
+
     Finetunes that were made in a share of their steps write their codes wrong, and don't tell what those of whole ones
     are worth: that stays as the adapter says which training started from.
     """
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
-    cases, whole = cases_of(store, ids["validation"], "validation"), recipe.mix.train_steps == 1
+    cases, whole = known_cases(recipe, cases_of(store, ids["validation"], "validation")), recipe.mix.train_steps == 1
     taught = taught_cases(store, recipe, ids["train"], "train") if whole else []
-    hints, known = (_hints(base, recipe, some) for some in (cases, taught))
+    hints, known = (hints_for(base, recipe, some) for some in (cases, taught))
     pairs = list(zip(taught, known or (), strict=False))
     reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs)
     if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
@@ -247,6 +249,11 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
 def _start(recipe: GeneralRecipe) -> WeightDiff | None:
     """The adapter that training goes on from."""
     return None if recipe.start is None else adapter_at(recipe.start)
+
+
+def adapter_folder(recipe: GeneralRecipe) -> Path:
+    """Where a run's adapter goes; one that was trained without some families has a folder of its own."""
+    return recipe.folder / f"adapter{_suffix(recipe)}"
 
 
 def _suffix(recipe: GeneralRecipe) -> str:
@@ -268,14 +275,14 @@ def run_evaluate(
     Returns:
         The tables, as Markdown.
     """
-    folder = recipe.folder / f"adapter{_suffix(recipe)}"
+    folder = adapter_folder(recipe)
     if not folder.is_dir():
         raise ValueError(f"{recipe.folder} holds no adapter yet; run train first.")
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = made(store, recipe, "test")
     adapter = load_peft(folder)
     cases = cases_of(store, ids, "test")
-    hints = _hints(base, recipe, cases)
+    hints = hints_for(base, recipe, cases)
     records = ask_test(base, cases, adapter, progress=lambda done, total: progress(done, total, 0.0), hints=hints)
     to = to or recipe.folder / f"results{_suffix(recipe)}"
     write_jsonl(to / "answers.jsonl.xz", records)
