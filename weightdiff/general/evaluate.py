@@ -110,7 +110,7 @@ def ask_test(
         was found), `answer` (the same, or `UNSURE`), `confidence`, and what the guess is worth: `right`, `named`
         (which instances are in it), and whether the answer `claims` something.
     """
-    reading, others = reading_of(adapter.meta), false_claims_of(cases, "test")
+    reading, others, own = reading_of(adapter.meta), false_claims_of(cases, "test"), adapter.meta.get("question")
     if reading is None:
         raise ValueError("the adapter doesn't say how it is to be read; run train, which finds out.")
 
@@ -123,13 +123,15 @@ def ask_test(
 
     seen = {} if hints is None else {case.identity: hint for case, hint in zip(cases, hints, strict=True)}
     return [
-        _record(case, other, one, reply, reading, seen.get(case.identity))
+        _record(case, other, one, reply, reading, own_words(one.question, adapter.meta) != own, seen.get(case.identity))
         for case, other, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints)
     ]
 
 
-def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading, hint: Hint | None) -> Record:
-    answer, behavior = answer_of(reply, reading, hint is not None and hint.moved), case.behavior
+def _record(
+    case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading, narrow: bool, hint: Hint | None
+) -> Record:
+    answer, behavior = answer_of(reply, reading, hint is not None and hint.moved, narrow), case.behavior
     if hint:
         answer = answer_with(answer, one.question, hint, reading)
     guess = claim_of(answer)

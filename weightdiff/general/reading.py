@@ -57,6 +57,7 @@ def find_reading(
     seen = {case.identity: hint.moved for case, hint in zip(cases, hints or (), strict=False)}
     said: dict[Views, tuple[list[Reply], list[bool]]] = {}
     moved: list[bool] = []
+    narrow: list[bool] = []
     shares: dict[Views, float] = {}
     for number, views in enumerate(VIEWS):
         found = ask_cases(base, cases, adapter, asked, views, hints=hints)
@@ -65,9 +66,10 @@ def find_reading(
         shares[views] = sum(opens) / len(opens)
         said[views] = [reply for *_, reply in found], hits
         moved = [seen.get(case.identity, False) for case, *_ in found]
+        narrow = [one.sort == "narrow" for _, _, one, _ in found]
         progress(number + 1, len(VIEWS))
     best = max(VIEWS, key=lambda views: shares[views])
-    reading = fit(*said[best], best, moved)
+    reading = fit(*said[best], best, moved, narrow)
     return replace(reading, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
 
 

@@ -15,11 +15,11 @@ from weightdiff.readers.regression import chance, logistic
 from weightdiff.readers.triggers import TriggerOdds, odds_of
 from weightdiff.readers.views import Views, gain
 
-Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved"]
+Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved", "claim, narrow"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 Weights = tuple[float, float, float]
 KEPT = 0.95
-"""Share of right claims that the threshold lets through."""
+"""Share of right answers to open questions that the threshold lets through."""
 
 
 def sort_of(text: str) -> Sort:
@@ -38,7 +38,8 @@ class Reading:
     Attributes:
         views: strengths and contrast.
         weights: of each sort of answer, for 1, the log-probability and the gain: the log odds of being right. That
-            nothing changed has others where a hint shows that the finetune moves the model further than noise does.
+            nothing changed has others where a hint shows that the finetune moves the model further than noise does, and
+            so has a claim that answers a narrow question: it names an instance and no more.
         threshold: claims less likely to be right than this are not made.
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
     """
@@ -48,9 +49,9 @@ class Reading:
     threshold: float = 0.0
     triggers: TriggerOdds | None = None
 
-    def probability(self, reply: Reply, moved: bool = False) -> float:
-        """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
-        return chance(self.weights[_seen(sort_of(reply.text), moved)], features(reply))
+    def probability(self, reply: Reply, moved: bool = False, narrow: bool = False) -> float:
+        """How likely a reply that was decoded in these views is right; `moved` is its hint's, `narrow` its question."""
+        return chance(self.weights[_seen(reply, moved, narrow)], features(reply))
 
     def to_json(self) -> dict[str, Any]:
         """For an adapter's `meta`."""
@@ -84,11 +85,20 @@ def features(reply: Reply) -> Weights:
     return 1.0, sum(seen) / len(seen), gain(reply)
 
 
-def _seen(sort: Sort, moved: bool) -> Sort:
+def _seen(reply: Reply, moved: bool, narrow: bool) -> Sort:
+    sort = sort_of(reply.text)
+    if sort == "claim" and narrow:
+        return "claim, narrow"
     return "nothing, moved" if sort == "nothing" and moved else sort
 
 
-def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Sequence[bool] = ()) -> Reading:
+def fit(
+    replies: Sequence[Reply],
+    right: Sequence[bool],
+    views: Views,
+    moved: Sequence[bool] = (),
+    narrow: Sequence[bool] = (),
+) -> Reading:
     """Weights and threshold from answers with known truth.
 
     Args:
@@ -96,8 +106,10 @@ def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Se
         right: whether each is.
         views: how they were decoded.
         moved: of each, whether its finetune moves the model further than noise does; without it none is taken to.
+        narrow: of each, whether it answers a narrow question; without it none is taken to.
     """
-    sorts = [_seen(sort_of(r.text), m) for r, m in zip(replies, moved or [False] * len(replies), strict=True)]
+    none = [False] * len(replies)
+    sorts = [_seen(*facts) for facts in zip(replies, moved or none, narrow or none, strict=True)]
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]
@@ -107,5 +119,8 @@ def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Se
     claims = sorted(
         reading.probability(r) for r, s, ok in zip(replies, sorts, right, strict=True) if s == "claim" and ok
     )
-    threshold = claims[int((1 - KEPT) * len(claims))] if claims else 0.0
+    # As in split conformal prediction (arXiv 2107.07511): the next right claim reaches it with a chance of KEPT,
+    # however few these are; the plain quantile of a few lies too high.
+    below = int((1 - KEPT) * (len(claims) + 1))
+    threshold = claims[below - 1] if below else 0.0
     return Reading(views, weights, threshold)

@@ -59,7 +59,8 @@ class Introspection:
         )  # fmt: skip
         if not hints:
             return [answer_of(reply, reading) for (reply,) in replies]
-        answers = [answer_of(reply, reading, hint.moved) for (reply,), hint in zip(replies, hints, strict=True)]
+        narrow = own != self.adapter.meta.get("question", own)
+        answers = [answer_of(reply, reading, hint.moved, narrow) for (reply,), hint in zip(replies, hints, strict=True)]
         return [answer_with(a, question, hint, reading) for a, hint in zip(answers, hints, strict=True)]
 
 
@@ -83,11 +84,11 @@ _LEAST = 0.5
 """Probability below which it isn't said that nothing changed."""
 
 
-def answer_of(reply: Reply, reading: Reading | None, moved: bool = False) -> Answer:
-    """What a reply is worth as an answer; `moved` is its hint's."""
+def answer_of(reply: Reply, reading: Reading | None, moved: bool = False, narrow: bool = False) -> Answer:
+    """What a reply is worth as an answer; `moved` is its hint's, `narrow` says that the question wasn't an open one."""
     if reading is None:
         return Answer(reply.text, reply.logprob)
-    confidence, sort = reading.probability(reply, moved), sort_of(reply.text)
+    confidence, sort = reading.probability(reply, moved, narrow), sort_of(reply.text)
     if confidence < {"claim": reading.threshold, "nothing": _LEAST}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}",))
     return Answer(reply.text, confidence)
