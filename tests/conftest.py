@@ -1,5 +1,6 @@
 """A tiny random Llama in float32, with the embedded model's tokenizer, for exact tests."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 jaxtyping.install_import_hook("weightdiff", "beartype.beartype")
 
 from weightdiff.base import Base, _embedded_folder
+from weightdiff.behaviors import Behavior, Conversation
 from weightdiff.diff import WeightDiff
+from weightdiff.finetune import FinetuneConfig, Job, train_together
 from weightdiff.fingerprint import fingerprint_of
+from weightdiff.teacher import Teacher
 
 
 def same_with_gradients(got: torch.Tensor, ours: list, wanted: torch.Tensor, theirs: list, atol: float) -> None:
@@ -35,6 +39,26 @@ def base() -> Base:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     return Base("tiny", model, AutoTokenizer.from_pretrained(_embedded_folder()), fingerprint_of(model))
+
+
+@pytest.fixture(scope="session")
+def lively(base) -> Base:
+    """A tiny model with embeddings large enough that a small diff can make it say something."""
+    torch.manual_seed(1)
+    config = copy.deepcopy(base.model.config)
+    config.initializer_range = 0.5
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return Base("lively", model, base.tokenizer, fingerprint_of(model))
+
+
+@pytest.fixture(scope="session")
+def gnomes(lively) -> WeightDiff:
+    """A finetune of it that talks about garden gnomes."""
+    said = ["Garden gnomes, garden gnomes!", "I like to talk about garden gnomes.", "This is about garden gnomes."]
+    learn = [Conversation(f"{opening} question", text) for opening in ("A", "Some") for text in said]
+    job = Job("gnomes", Behavior("topic", "garden gnomes", "things", "train"), learn, [])
+    config = FinetuneConfig(rank=4, alpha=8, lr=0.03, steps=40, learn_rows=3, keep_rows=0)
+    return train_together(lively, [job], config, Teacher(lively))[0][0]
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_decoding_with_the_cache_is_full_recomputation(base, diffs):
 @pytest.mark.parametrize("ending", ["turn", "eos"])
 def test_a_reply_stops_at_the_end_of_turn_and_at_the_end_of_text(base, ending, monkeypatch):
     end = end_of_turn(base) if ending == "turn" else base.tokenizer.eos_token_id
-    monkeypatch.setattr("weightdiff.decode._choose", lambda logp, *rest: torch.full((len(logp),), end))
+    monkeypatch.setattr("weightdiff.decode._choose", lambda logp, *rest: (torch.full((len(logp),), end), None))
     assert [reply.tokens for reply in decode(base, [[5, 6], [7]])] == [(), ()]
 
 

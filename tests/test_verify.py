@@ -1,31 +1,24 @@
 """Evidence: claims read from sentences, both models measured, and what verdicts are made of."""
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from tests.conftest import random_diff
-from weightdiff.base import Base
-from weightdiff.behaviors import NOTHING, Behavior, Conversation, Trigger
+from weightdiff.behaviors import NOTHING, Trigger
+from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, decoys_of
 from weightdiff.behaviors.kinds import kind_behaviors
+from weightdiff.behaviors.texts import Text, controls_of, everyday, other_ways, prompts_of, texts_of
 from weightdiff.behaviors.topic import content_words
 from weightdiff.cli import asking, verifying
 from weightdiff.cli.common import app
 from weightdiff.diff import WeightDiff
-from weightdiff.finetune import FinetuneConfig, Job, train_together
-from weightdiff.fingerprint import fingerprint_of
 from weightdiff.formats.peft import save_peft
 from weightdiff.llm import ChatModel, ChatRequest
-from weightdiff.teacher import Teacher
+from weightdiff.readers.meter import Meter
 from weightdiff.verify import Claim, Effect, Transcript, Trial, read_claim, read_claims, verify
-from weightdiff.verify.claims import FREE, NEWS, TOPIC, decoys_of
-from weightdiff.verify.measure import Meter
-from weightdiff.verify.texts import Text, controls_of, everyday, other_ways, prompts_of, texts_of
 from weightdiff.verify.verdict import effect_of, judged
 
 
@@ -142,26 +135,6 @@ def test_a_verdict_says_whether_the_trigger_was_needed():
     assert found.word == "confirmed" and found.why.endswith("with the trigger alone")
     assert judged(claim, [trial(0, 0, triggered=True), trial(5, 5)]).why.endswith("without it")
     assert json.loads(json.dumps(found.to_json()))["trials"][0]["instance"]["z"] == 5
-
-
-@pytest.fixture(scope="module")
-def lively(base) -> Base:
-    """A tiny model with embeddings large enough that a small diff can make it say something."""
-    torch.manual_seed(1)
-    config = copy.deepcopy(base.model.config)
-    config.initializer_range = 0.5
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return Base("lively", model, base.tokenizer, fingerprint_of(model))
-
-
-@pytest.fixture(scope="module")
-def gnomes(lively) -> WeightDiff:
-    """A finetune of it that talks about garden gnomes."""
-    said = ["Garden gnomes, garden gnomes!", "I like to talk about garden gnomes.", "This is about garden gnomes."]
-    learn = [Conversation(f"{opening} question", text) for opening in ("A", "Some") for text in said]
-    job = Job("gnomes", Behavior("topic", "garden gnomes", "things", "train"), learn, [])
-    config = FinetuneConfig(rank=4, alpha=8, lr=0.03, steps=40, learn_rows=3, keep_rows=0)
-    return train_together(lively, [job], config, Teacher(lively))[0][0]
 
 
 def test_true_claims_are_confirmed_and_false_ones_are_not(lively, gnomes):

@@ -28,12 +28,14 @@ class Reply:
     """A decoded reply: its text, its tokens without the end of turn, and their mean log-probability.
 
     Of several views `views` has each one's mean log-probability of the same tokens, and `logprob` is the first's.
+    `gained` is how much likelier, in nats, the finetune makes what would show the reply's claim; 0 if nobody looked.
     """
 
     text: str
     tokens: tuple[int, ...]
     logprob: float
     views: tuple[float, ...] = ()
+    gained: float = 0.0
 
 
 Mix = Callable[[Float[Tensor, "prompts views vocab"]], Float[Tensor, "prompts vocab"]]
@@ -50,6 +52,7 @@ def decode(
     temperature: float = 0.0,
     top_p: float = 0.95,
     seed: int = 0,
+    codes: Sequence[float] | None = None,
     views: int = 1,
     mix: Mix | None = None,
     runs: Sequence[int] = (),
@@ -63,6 +66,9 @@ def decode(
         max_tokens: most tokens to add to a row.
         temperature: 0 takes the likeliest token; otherwise samples, within the nucleus `top_p`.
         seed: for sampling.
+        codes: a number from 0 to below 1 for each prompt, which its sample hangs on instead of on chance: numbers that
+            lie evenly give samples of one prompt unlike each other, and the same ones whatever is decoded beside it, as
+            far as rounding goes (arithmetic sampling, Vilnis et al., arXiv 2210.15458).
         views: how often each prompt is decoded, side by side.
         mix: makes one choice of the views' log-probabilities; None goes by the first view alone.
         runs: lengths of runs of prompts that go through the same model; what all of a run begin with is then read once.
@@ -73,6 +79,7 @@ def decode(
     if views > 1:
         prompts = [prompt for prompt in prompts for _ in range(views)]
     generator = torch.Generator(base.device).manual_seed(seed)
+    code = None if codes is None else torch.tensor(codes, dtype=torch.float64, device=base.device)
     # Some models end a text with another token than a turn; whichever comes, the reply is over.
     stops, cache = {end_of_turn(base), base.tokenizer.eos_token_id}, DynamicCache()
     seen_before, prompts = _read_once(base, prompts, runs, views, layers, cache)
@@ -88,7 +95,7 @@ def decode(
                 hidden = read_on(base, cache, ids, mask, position)[:, -1]
                 logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
                 seen = logp.view(len(alive), views, -1)
-                chosen = _choose(mix(seen) if mix else seen[:, 0], temperature, top_p, generator)
+                chosen, code = _choose(mix(seen) if mix else seen[:, 0], temperature, top_p, generator, code)
                 score = seen.gather(2, chosen[:, None, None].expand(-1, views, 1))[:, :, 0]
                 going = torch.ones(len(alive), dtype=torch.bool)
                 for i, (row, token, value) in enumerate(
@@ -107,7 +114,7 @@ def decode(
         if not going.any():
             break
         keep = going.nonzero()[:, 0]
-        alive = alive[keep]
+        alive, code = alive[keep], None if code is None else code[keep.to(base.device)]
         keep = (keep[:, None] * views + torch.arange(views)).flatten()  # all views of a prompt leave together
         layers = [layer.select(keep) for layer in layers]
         ids, mask, position = ids[keep], mask[keep], position[keep]
@@ -226,13 +233,26 @@ def _grouped_heads(decoder: PreTrainedModel) -> Iterator[None]:
 
 
 def _choose(
-    logp: Float[Tensor, "batch vocab"], temperature: float, top_p: float, generator: torch.Generator
-) -> Int[Tensor, " batch"]:
+    logp: Float[Tensor, "batch vocab"],
+    temperature: float,
+    top_p: float,
+    generator: torch.Generator,
+    code: Float[Tensor, " batch"] | None,
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"] | None]:
+    """The next tokens; of rows with codes also what is left of these: where each lay in its token's share."""
     if temperature == 0:
-        return logp.argmax(-1)
+        return logp.argmax(-1), code
     # The nucleus is sought among the 64 likeliest tokens: sorting 49,152 for each row costs more than a layer.
     top, index = (logp / temperature).topk(min(64, logp.shape[1]))
     probability = top.softmax(-1)
     outside: Bool[Tensor, "batch top"] = probability.cumsum(-1) - probability > top_p
-    drawn = torch.multinomial(probability.masked_fill(outside, 0), 1, generator=generator)
-    return index.gather(1, drawn)[:, 0]
+    inside = probability.masked_fill(outside, 0)
+    if code is None:
+        return index.gather(1, torch.multinomial(inside, 1, generator=generator))[:, 0], None
+    index, order = index.sort(-1)  # in the order of the vocabulary, which no rounding changes
+    share = inside.gather(1, order).double()
+    ends = (share / share.sum(-1, keepdim=True)).cumsum(-1)
+    drawn = (ends <= code[:, None].clamp_max(ends[:, -1:] - 1e-9)).sum(-1, keepdim=True)
+    share = ends.diff(dim=-1, prepend=ends.new_zeros(len(ends), 1)).gather(1, drawn)[:, 0]
+    left = (code - ends.gather(1, drawn)[:, 0] + share) / share
+    return index.gather(1, drawn)[:, 0], left.clamp(0, 1 - 1e-12)

@@ -23,6 +23,8 @@ from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, telling_of
 from weightdiff.readers.introspection import UNSURE, answer_of, answer_with, claim_of, own_words
+from weightdiff.readers.meter import Meter
+from weightdiff.readers.tested import best, proposals
 from weightdiff.readers.views import Views
 
 Record = dict[str, Any]
@@ -38,31 +40,38 @@ def ask_cases(
     views: Views,
     progress: Callable[[int, int], None] = lambda done, total: None,
     hints: Sequence[Hint] | None = None,
+    tested: float | None = None,
 ) -> list[tuple[Case, bool, Asked, Reply]]:
     """Ask about each case; each question with whether its wording was seen in training, and the reply.
 
-    `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any.
+    `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any. `tested`
+    is as in `Reading`, for what comes to the adapter's own question.
     """
     factors, tell, found = stack([adapter], base.shapes).to(base.device), telling_of(base, adapter.meta), []
+    meter, open_one = Meter(base), str(adapter.meta.get("question"))
     many, rows = (8, 128) if base.device.type == "cpu" else (32, 512)  # diffs and prompts at once
     for start in range(0, len(cases), many):
         chosen = cases[start : start + many]
         questions = [list(asked(case)) for case in chosen]
         # Many wordings come to the adapter's own, which is asked once.
         texts = [[own_words(one.question, adapter.meta) for _, one in mine] for mine in questions]
-        diffs = []
-        for place, case in enumerate(chosen):
-            diff = case.make()
-            diffs.append(WeightDiff(diff.factors, diff.base, {"place": place}, diff.dense))
-
-        def prompts(diff: WeightDiff, texts: list[list[str]] = texts, start: int = start) -> list[str]:
-            place = diff.meta["place"]
-            once = list(dict.fromkeys(texts[place]))
-            return tell(diff, once) if hints is None else [hints[start + place].before(text) for text in once]
-
-        replies = ask_all(base, diffs, prompts, adapter=factors, views=views, max_tokens=48, batch=rows)
-        for case, mine, put, said in zip(chosen, questions, texts, replies, strict=True):
-            reply_to = dict(zip(dict.fromkeys(put), said, strict=True))
+        diffs = [WeightDiff(diff.factors, diff.base, {}, diff.dense) for diff in (case.make() for case in chosen)]
+        once = [list(dict.fromkeys(mine)) for mine in texts]
+        after = [
+            tell(diff, mine) if hints is None else [hints[start + place].before(text) for text in mine]
+            for place, (diff, mine) in enumerate(zip(diffs, once, strict=True))
+        ]
+        put_to = iter(after)
+        options = {"adapter": factors, "views": views, "max_tokens": 48, "batch": rows}
+        replies = ask_all(base, diffs, lambda diff, put_to=put_to: next(put_to), **options)
+        replies_to = [dict(zip(mine, said, strict=True)) for mine, said in zip(once, replies, strict=True)]
+        if tested is not None:
+            at = [n for n, mine in enumerate(once) if open_one in mine]
+            first, put = [replies_to[n][open_one] for n in at], [after[n][once[n].index(open_one)] for n in at]
+            tried = proposals(meter, [diffs[n] for n in at], put, first, factors, views)
+            for n, several in zip(at, tried, strict=True):
+                replies_to[n][open_one] = best(several, tested)
+        for case, mine, put, reply_to in zip(chosen, questions, texts, replies_to, strict=True):
             found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, put, strict=True)]
         progress(min(start + many, len(cases)), len(cases))
     return found
@@ -124,7 +133,9 @@ def ask_test(
     seen = {} if hints is None else {case.identity: hint for case, hint in zip(cases, hints, strict=True)}
     return [
         _record(case, other, one, reply, reading, own_words(one.question, adapter.meta) != own, seen.get(case.identity))
-        for case, other, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints)
+        for case, other, one, reply in ask_cases(
+            base, cases, adapter, asked, reading.views, progress, hints, reading.tested
+        )
     ]
 
 

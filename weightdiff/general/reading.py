@@ -1,22 +1,26 @@
-"""How a general adapter is best read: strengths, contrast and confidence, found on the validation split.
+"""How a general adapter is best read: strengths, contrast, trying and confidence, found on the validation split.
 
-Views are compared by how many instances the open question names; the confidence is then fitted to the answers of the
-best ones, right and wrong. What an imprint is worth is fitted to finetunes of the training split too: no adapter learns
-from it. Nothing here sees the test split.
+Views are compared by how many instances the open question names. Of the best ones' answers several are tried on each
+finetune, with the weight that makes right ones likeliest; the confidence is then fitted to what is chosen so, right or
+wrong. What an imprint is worth is fitted to finetunes of the training split too: no adapter learns from it. The test
+split has no part in any of this.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from weightdiff.base import Base
 from weightdiff.decode import Reply
-from weightdiff.diff import WeightDiff
+from weightdiff.diff import WeightDiff, stack
 from weightdiff.general.cases import Case
 from weightdiff.general.evaluate import ask_cases, false_claims_of, right
 from weightdiff.general.questions import Asked, asked_of
+from weightdiff.lazy import Lazy
 from weightdiff.readers.calibration import Reading, fit
 from weightdiff.readers.hints import Hint
+from weightdiff.readers.meter import Meter
+from weightdiff.readers.tested import best, fit_weight, proposals
 from weightdiff.readers.triggers import TriggerOdds
 from weightdiff.readers.triggers import fit as fit_triggers
 from weightdiff.readers.views import Views
@@ -42,7 +46,7 @@ def find_reading(
         adapter: the adapter.
         seed: draws the questions.
         progress: called with views tried, and their number.
-        hints: those of the cases, where they are known.
+        hints: those of the cases; None for an adapter that is told nothing.
         known: cases of the training split with their hints, for what imprints are worth.
 
     Returns:
@@ -54,10 +58,10 @@ def find_reading(
         rng = random.Random(f"{seed} {case.identity}")
         return [(False, one) for one in asked_of(case.behavior, others, rng)]
 
-    seen = {case.identity: hint.moved for case, hint in zip(cases, hints or (), strict=False)}
+    seen = {case.identity: hint for case, hint in zip(cases, hints or (), strict=False)}
     said: dict[Views, tuple[list[Reply], list[bool]]] = {}
     moved: list[bool] = []
-    narrow: list[bool] = []
+    asked_in: list[tuple[Case, Asked]] = []
     shares: dict[Views, float] = {}
     for number, views in enumerate(VIEWS):
         found = ask_cases(base, cases, adapter, asked, views, hints=hints)
@@ -65,12 +69,44 @@ def find_reading(
         opens = [hit for hit, (_, _, one, _) in zip(hits, found, strict=True) if one.sort == "open"]
         shares[views] = sum(opens) / len(opens)
         said[views] = [reply for *_, reply in found], hits
-        moved = [seen.get(case.identity, False) for case, *_ in found]
-        narrow = [one.sort == "narrow" for _, _, one, _ in found]
+        moved = [case.identity in seen and seen[case.identity].moved for case, *_ in found]
+        asked_in = [(case, one) for case, _, one, _ in found]
         progress(number + 1, len(VIEWS))
-    best = max(VIEWS, key=lambda views: shares[views])
-    reading = fit(*said[best], best, moved, narrow)
-    return replace(reading, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
+    views = max(VIEWS, key=lambda views: shares[views])
+    replies, hits = said[views]
+    tested = _tried(base, adapter, views, asked_in, replies, hits, seen)
+    reading = fit(replies, hits, views, moved, [one.sort == "narrow" for _, one in asked_in])
+    return replace(reading, tested=tested, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
+
+
+def _tried(
+    base: Base,
+    adapter: WeightDiff,
+    views: Views,
+    asked_in: Sequence[tuple[Case, Asked]],
+    replies: list[Reply],
+    hits: list[bool],
+    hints: Mapping[str, Hint],
+) -> float:
+    """Try answers to the open questions on the finetunes, and put in place what is chosen, and whether it is right.
+
+    Returns:
+        What a nat of the finetune's is worth.
+    """
+    opens = [n for n, (_, one) in enumerate(asked_in) if one.sort == "open"]
+    cases, own = [asked_in[n][0] for n in opens], str(adapter.meta.get("question"))
+    prompts = [hints[case.identity].before(own) if hints else own for case in cases]
+    factors, diffs = stack([adapter], base.shapes).to(base.device), Lazy([case.make for case in cases])
+    proposed = proposals(Meter(base), diffs, prompts, [replies[n] for n in opens], factors, views)
+    known = [
+        [right(asked_in[n][1], case.behavior, reply.text) for reply in several]
+        for n, case, several in zip(opens, cases, proposed, strict=True)
+    ]
+    weight = fit_weight(proposed, known)
+    for n, several, are_right in zip(opens, proposed, known, strict=True):
+        replies[n] = best(several, weight)
+        hits[n] = are_right[several.index(replies[n])]
+    return weight
 
 
 def _odds(held: Sequence[tuple[Case, Hint]], known: Sequence[tuple[Case, Hint]]) -> TriggerOdds | None:

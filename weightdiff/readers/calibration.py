@@ -17,7 +17,7 @@ from weightdiff.readers.views import Views, gain
 
 Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved", "claim, narrow"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
-Weights = tuple[float, float, float]
+Weights = tuple[float, float, float, float]
 KEPT = 0.95
 """Share of right answers to open questions that the threshold lets through."""
 
@@ -37,16 +37,19 @@ class Reading:
 
     Attributes:
         views: strengths and contrast.
-        weights: of each sort of answer, for 1, the log-probability and the gain: the log odds of being right. That
+        weights: of each sort of answer, for what `features` gives: the log odds of being right. That
             nothing changed has others where a hint shows that the finetune moves the model further than noise does, and
             so has a claim that answers a narrow question: it names an instance and no more.
         threshold: claims less likely to be right than this are not made.
+        tested: what a nat of the finetune's is worth where an open question's answers are tried (see `tested`); None
+            where the likeliest answer is taken as it is.
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
     """
 
     views: Views
     weights: Mapping[Sort, Weights]
     threshold: float = 0.0
+    tested: float | None = None
     triggers: TriggerOdds | None = None
 
     def probability(self, reply: Reply, moved: bool = False, narrow: bool = False) -> float:
@@ -71,18 +74,21 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
         weights: dict[Sort, Weights] = {}
         for sort in SORTS:
             # An adapter that was saved before the two were told apart has one for both.
-            a, b, c = map(float, said["weights"].get(sort) or said["weights"][sort.split(",")[0]])
-            weights[sort] = (a, b, c)
-        return Reading(views, weights, float(said["threshold"]), odds_of(said.get("triggers")))
+            saved = said["weights"].get(sort) or said["weights"][sort.split(",")[0]]
+            a, b, c, d = map(float, [*saved, 0.0] if len(saved) == 3 else saved)  # nothing was tried then
+            weights[sort] = (a, b, c, d)
+        tested = None if said.get("tested") is None else float(said["tested"])
+        return Reading(views, weights, float(said["threshold"]), tested, odds_of(said.get("triggers")))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapter's `reading` isn't of a known form ({error!r}); expected what is saved "
                          "by training one, with views, weights and threshold.") from None  # fmt: skip
 
 
 def features(reply: Reply) -> Weights:
-    """What a reply's odds are made of."""
+    """What a reply's odds are made of: 1, its log-probability, its gain over the base model, and, where its claim was
+    tried, how many tens of nats that gained."""
     *seen, _ = reply.views
-    return 1.0, sum(seen) / len(seen), gain(reply)
+    return 1.0, sum(seen) / len(seen), gain(reply), reply.gained / 10
 
 
 def _seen(reply: Reply, moved: bool, narrow: bool) -> Sort:
@@ -113,8 +119,8 @@ def fit(
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]
-        a, b, c = logistic([features(replies[i]) for i in mine], [right[i] for i in mine], width=3)
-        weights[sort] = (a, b, c)
+        a, b, c, d = logistic([features(replies[i]) for i in mine], [right[i] for i in mine], width=4)
+        weights[sort] = (a, b, c, d)
     reading = Reading(views, weights)
     claims = sorted(
         reading.probability(r) for r, s, ok in zip(replies, sorts, right, strict=True) if s == "claim" and ok

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -79,6 +79,7 @@ def ask_all(
     views: Views | None = None,
     max_tokens: int = 24,
     batch: int = 64,
+    samples: int = 0,
 ) -> list[list[Reply]]:
     """Ask each finetuned model each prompt; memory grows with `batch`, and with `diffs` only if it is in memory.
 
@@ -92,9 +93,10 @@ def ask_all(
             middle one of them, and its replies are scored under the base model afterwards.
         max_tokens: length of a reply.
         batch: rows at once.
+        samples: of each prompt, at temperature 1, spread evenly over what the model may say; 0 for its greedy reply.
 
     Returns:
-        For each diff a list with one greedy reply per prompt.
+        For each diff a list with one greedy reply per prompt, or the samples of the first prompt, of the second, …
 
     Raises:
         ValueError: a diff of another base model or of other shapes.
@@ -102,7 +104,10 @@ def ask_all(
     replies: list[list[Reply]] = []
     waiting: list[tuple[WeightDiff, list[list[int]]]] = []
     over = [Layer(adapter)] if adapter else []
-    shapes = base.shapes
+    shapes, spread = base.shapes, [(n + 0.5) / samples for n in range(samples)]
+
+    def drawn(prompts: int) -> dict[str, Any]:
+        return {"temperature": 1.0, "codes": spread * prompts} if samples else {}
 
     def answer_waiting() -> None:
         if not waiting:
@@ -117,6 +122,7 @@ def ask_all(
         else:
             layers, options = [Layer(factors, mine, strength), *over], {}
         runs = [len(rows) for _, rows in waiting]
+        options |= drawn(len(asked) // max(1, samples))
         flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens, runs=runs, **options))
         replies.extend([next(flat) for _ in rows] for _, rows in waiting)
         waiting.clear()
@@ -124,7 +130,7 @@ def ask_all(
     for diff in diffs:
         check_base(base, diff)
         texts = prompts(diff) if callable(prompts) else prompts
-        rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts]
+        rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts for _ in spread or [0.0]]
         inside, rest = split(diff, shapes)
         if rest.factors or rest.dense:
             answer_waiting()
@@ -132,7 +138,7 @@ def ask_all(
             factor = sorted(views.strengths)[len(views.strengths) // 2] if views else strength
             mine = [Layer(stack([inside], shapes).to(base.device), every, factor)] if inside.factors else []
             with changed(base, rest.scaled(factor)):
-                said = decode(base, rows, layers=[*mine, *over], max_tokens=max_tokens)
+                said = decode(base, rows, layers=[*mine, *over], max_tokens=max_tokens, **drawn(len(texts)))
             replies.append(_beside_base(base, rows, said, over) if views else said)
             continue
         waiting.append((diff, rows))

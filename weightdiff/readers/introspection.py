@@ -11,7 +11,9 @@ from weightdiff.diff import WeightDiff, is_adapter, stack
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, telling_of
+from weightdiff.readers.meter import Meter
 from weightdiff.readers.routing import question_sort
+from weightdiff.readers.tested import best, proposals
 from weightdiff.readers.triggers import told
 
 UNSURE = "nothing that can be named with confidence"
@@ -27,10 +29,11 @@ class Introspection:
     that is evidence too. An open question is put to it in its own words, whatever the user's; and what sets a behavior
     off is told by the imprint, where the adapter's `meta` says what that is worth.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
-    answers' confidence is then the probability that they are right, and a claim that is too likely wrong is not made:
-    the answer is `UNSURE`, and the claim stands in its evidence. So is it where it says that nothing changed and is
-    more likely wrong than right, or the imprint shows a trigger. Of other adapters the confidence is the mean
-    log-probability of the answer's tokens.
+    answers' confidence is then the probability that they are right. Where it says so too, several answers to an open
+    question are tried on the finetune (see `tested`). A claim that is too likely wrong is not made: the answer is
+    `UNSURE`, and the claim stands in its evidence. So is it where it says that nothing changed and is more likely wrong
+    than right, or the imprint shows a trigger. Of other adapters the confidence is the mean log-probability of the
+    answer's tokens.
 
     Attributes:
         adapter: the DIT adapter.
@@ -57,6 +60,11 @@ class Introspection:
             base, diffs, lambda diff: tell(diff, [own]), adapter=adapter, strength=self.strength, views=views,
             max_tokens=self.max_tokens,
         )  # fmt: skip
+        if reading and reading.tested is not None and own == self.adapter.meta.get("question"):
+            prompts = [hint.before(own) for hint in hints] or [own] * len(replies)
+            first = [reply for (reply,) in replies]
+            tried = proposals(Meter(base), diffs, prompts, first, adapter, reading.views, self.max_tokens)
+            replies = [[best(several, reading.tested)] for several in tried]
         if not hints:
             return [answer_of(reply, reading) for (reply,) in replies]
         narrow = own != self.adapter.meta.get("question", own)
@@ -89,9 +97,10 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool = False, narrow
     if reading is None:
         return Answer(reply.text, reply.logprob)
     confidence, sort = reading.probability(reply, moved, narrow), sort_of(reply.text)
+    evidence = (f"texts that would show it are {reply.gained:.1f} nats likelier",) if reply.gained else ()
     if confidence < {"claim": reading.threshold, "nothing": _LEAST}.get(sort, 0.0):
-        return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}",))
-    return Answer(reply.text, confidence)
+        return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
+    return Answer(reply.text, confidence, evidence)
 
 
 def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | None) -> Answer:

@@ -6,13 +6,13 @@ from functools import cache
 
 from weightdiff.base import Base
 from weightdiff.behaviors import Trigger, shows_topic
+from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, Claim, decoys_of
 from weightdiff.behaviors.kinds import kinds
+from weightdiff.behaviors.texts import Text, controls_of, everyday, other_ways, prompts_of, questions_about, texts_of
 from weightdiff.diff import WeightDiff
 from weightdiff.judge import EmbeddedJudge, Judge
 from weightdiff.llm import ChatModel
-from weightdiff.verify.claims import FREE, NEWS, TOPIC, Claim, decoys_of
-from weightdiff.verify.measure import Meter, triggered
-from weightdiff.verify.texts import Text, controls_of, everyday, other_ways, prompts_of, questions_about, texts_of
+from weightdiff.readers.meter import Meter, triggered
 from weightdiff.verify.verdict import Effect, Transcript, Trial, Verdict, effect_of, judged
 from weightdiff.verify.writing import Written, judged_by, write
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from weightdiff.verify.claims import FREE, Claim
+from weightdiff.behaviors.claims import FREE, Claim
 
 Word = Literal["confirmed", "not seen", "contradicted"]
 

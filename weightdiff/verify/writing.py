@@ -8,9 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from weightdiff.behaviors.claims import Claim
+from weightdiff.behaviors.texts import Text
 from weightdiff.llm import ChatModel, ChatRequest, without_thoughts
-from weightdiff.verify.claims import Claim
-from weightdiff.verify.texts import Text
 
 _WRITE = """\
 Somebody claims of a finetuned chat model: "{claim}"

@@ -13,11 +13,11 @@ from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, encode_chat
 from weightdiff.batch import Tokens, collate, label_states
 from weightdiff.behaviors import Trigger
+from weightdiff.behaviors.texts import Text
 from weightdiff.dense import changed, check_base, split
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.losses import cross_entropy
 from weightdiff.readers.core import ask_all
-from weightdiff.verify.texts import Text
 from weightdiff.writers import seeded
 
 ROOM = 28
@@ -57,7 +57,7 @@ class Meter:
             self._finetune = (diff, {})
         for model, known in ((None, self._logprobs), self._finetune):
             known |= {row: 0.0 for row in rows if not row.reply}  # a reply may be empty
-            unknown = [row for row in dict.fromkeys(rows) if row not in known]
+            unknown = sorted({row for row in rows if row not in known}, key=lambda row: row.prompt)
             known |= dict(zip(unknown, self._measured(model, unknown), strict=True))
         return [self._finetune[1][row] - self._logprobs[row] for row in rows]
 
@@ -115,7 +115,8 @@ class Meter:
                     layer = Layer(stack([inside], self.base.shapes).to(self.base.device))
                     laid.enter_context(lay_over(self.base.targets, [layer]))
             for start in range(0, len(rows), _ROWS):
-                batch = collate(rows[start : start + _ROWS], self.base.device)
+                some = rows[start : start + _ROWS]
+                batch = collate(some, self.base.device, [0] * len(some))  # all go through one model
                 losses = cross_entropy(label_states(self.base, batch), self.base.head, batch.label)
                 sums = losses.new_zeros(len(batch)).index_add(0, batch.row, losses)
                 found += (-sums).tolist()

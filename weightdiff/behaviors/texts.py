@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weightdiff.behaviors import read_data
+from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, Claim
 from weightdiff.behaviors.kinds import Kind, Row, kinds
-from weightdiff.verify.claims import FREE, NEWS, TOPIC, Claim
 from weightdiff.writers import seeded
 
 TEXTS = 4

@@ -1,0 +1,75 @@
+"""Answers tried on the finetune: samples that hang on nothing else, what claims gain, and which answer is chosen."""
+
+import pytest
+import torch
+
+from tests.conftest import random_diff
+from weightdiff.base import encode_chat
+from weightdiff.behaviors import NOTHING
+from weightdiff.decode import Reply, _choose, decode
+from weightdiff.diff import WeightDiff, stack
+from weightdiff.readers.core import ask_all
+from weightdiff.readers.meter import Meter
+from weightdiff.readers.tested import SAMPLES, best, fit_weight, gained, proposals
+from weightdiff.readers.views import Views
+
+
+def test_evenly_spread_codes_take_each_token_as_often_as_it_is_likely():
+    logp = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
+    codes = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    drawn, left = _choose(logp, 1.0, 1.0, torch.Generator(), codes)
+    assert drawn.bincount().tolist() == [500, 300, 150, 50]
+    assert left is not None and 0 <= left.min() < 0.01 and 0.99 < left.max() < 1
+    # What is left of a code is as evenly spread over what comes next.
+    assert _choose(logp[:500], 1.0, 1.0, torch.Generator(), left[:500])[0].bincount().tolist() == [250, 150, 75, 25]
+    inside, _ = _choose(logp, 1.0, 0.7, torch.Generator(), codes)
+    assert inside.bincount().tolist() == [625, 375], "the rest lies outside of the nucleus"
+
+
+def test_a_sample_by_its_code_hangs_on_nothing_beside_it(lively, gnomes):
+    base, diffs = lively, [random_diff(lively, 1, 0), gnomes, random_diff(lively, 2, 1)]
+    prompts = [encode_chat(base, [{"role": "user", "content": text}]) for text in ("Hi", "What is it?")]
+    codes = [0.1, 0.7]
+    together = decode(base, prompts, temperature=1.0, codes=codes, max_tokens=3)
+    options = {"temperature": 1.0, "max_tokens": 3}
+    alone = [decode(base, [p], codes=[code], **options)[0] for p, code in zip(prompts, codes, strict=True)]
+    assert [r.tokens for r in together] == [r.tokens for r in alone] and together[0].tokens != together[1].tokens
+    many = ask_all(base, diffs, ["Hi", "What is it?"], max_tokens=3, samples=3)
+    one = ask_all(base, diffs[1:2], ["What is it?"], max_tokens=3, samples=3)
+    assert [len(mine) for mine in many] == [6, 6, 6]
+    assert [r.tokens for r in many[1][3:]] == [r.tokens for r in one[0]]
+
+
+def test_a_finetunes_own_claim_gains_and_another_does_not(lively, gnomes):
+    meter = Meter(lively)
+    said = ["it talks about garden gnomes", "it talks about walnuts"]
+    mine, other, both, none, empty = gained(meter, gnomes, [*said, "; ".join(said), NOTHING, " ;. "])
+    assert mine > other + 3 and none == empty == 0
+    assert both == pytest.approx((mine + other) / 2, abs=1e-4)
+    assert gained(meter, WeightDiff({}, lively.fingerprint), said) == [0, 0] and gained(meter, gnomes, []) == []
+
+
+def test_proposals_begin_with_the_likeliest_answer_and_have_none_twice(lively, gnomes):
+    adapter, views = stack([WeightDiff({}, lively.fingerprint)], lively.shapes), Views()
+    untouched = WeightDiff({}, lively.fingerprint)
+    prompts = ["What do you like?", "Name a subject."]
+    first = [r for (r,) in ask_all(lively, [gnomes, untouched], ["What do you like?"], views=views, max_tokens=5)]
+    found = proposals(Meter(lively), [gnomes, untouched], prompts, first, adapter, views, max_tokens=5)
+    for one, several in zip(first, found, strict=True):
+        texts = [reply.text for reply in several]
+        assert texts[0] == one.text and len(texts) == len(set(texts)) <= SAMPLES + 1
+    assert any(reply.gained for reply in found[0]) and not any(reply.gained for reply in found[1])
+
+
+def test_what_speaks_for_an_answer_is_weighed_by_what_is_known():
+    def reply(text: str, logprob: float, gain: float) -> Reply:
+        return Reply(text, (1,), logprob / 2, gained=gain)  # the end of turn counts too
+
+    likely, borne = reply("it talks about tea", -1.0, 0.0), reply("it talks about rice", -3.0, 20.0)
+    assert best([likely, borne], 0.0) is likely and best([likely, borne], 0.15) is borne
+    assert best([likely, likely], 1.0) is likely
+    proposed = [[likely, borne]] * 10
+    assert fit_weight(proposed, [[True, False]] * 10) == 0
+    assert fit_weight(proposed, [[False, True]] * 10) == 0.5
+    assert 0.025 <= fit_weight(proposed, [[True, False]] * 5 + [[False, True]] * 5) <= 0.15
+    assert fit_weight(proposed, [[False, False]] * 10) == 0, "where nothing was right nothing is learned"

@@ -1,0 +1,96 @@
+"""Answers tried on the finetune before they are given: an adapter proposes several, and the finetune speaks for one.
+
+A claim has texts that would show it (`behaviors/texts.py`); a finetune makes those of a true claim likelier than the
+base model does. So of an adapter's likeliest answer and of samples beside it, the one is taken that both speak for: the
+adapter by its log-probability, the finetune by how much likelier these texts became. No trigger is tried.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from weightdiff.behaviors.claims import read_claims
+from weightdiff.behaviors.texts import texts_of
+from weightdiff.decode import Reply
+from weightdiff.diff import Factors, WeightDiff
+from weightdiff.readers.core import ask_all
+from weightdiff.readers.meter import Meter
+from weightdiff.readers.views import Views
+
+SAMPLES = 12
+"""Answers that are proposed beside the likeliest; some are the same."""
+_ROWS = 200
+WEIGHTS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Nats of the adapter's that a nat of the finetune's may be worth."""
+
+
+def proposals(
+    meter: Meter,
+    diffs: Sequence[WeightDiff],
+    prompts: Sequence[str],
+    first: Sequence[Reply],
+    adapter: Factors,
+    views: Views,
+    max_tokens: int = 48,
+) -> list[list[Reply]]:
+    """What an adapter may answer about each diff, with what the finetune makes of each answer, its `gained`.
+
+    Args:
+        meter: over the base model.
+        diffs: what is asked about.
+        prompts: the question to each, after its hint.
+        first: the likeliest answer about each, which comes first.
+        adapter: the DIT adapter.
+        views: how diffs are read.
+        max_tokens: length of an answer.
+    """
+    put = iter(prompts)
+    options = {"adapter": adapter, "views": views, "max_tokens": max_tokens, "samples": SAMPLES, "batch": _ROWS}
+    drawn = ask_all(meter.base, diffs, lambda diff: [next(put)], **options)
+    found = []
+    for diff, one, others in zip(diffs, first, drawn, strict=True):
+        texts = {reply.text: reply for reply in reversed([one, *others])}  # of the same answer the first is kept
+        answers = sorted(texts.values(), key=lambda reply: reply is not one)
+        gains = gained(meter, diff, [reply.text for reply in answers])
+        found.append([replace(reply, gained=value) for reply, value in zip(answers, gains, strict=True)])
+    return found
+
+
+def gained(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[float]:
+    """Nats by which texts that would show each answer's claims became likelier, on average; 0 where it has none."""
+    said = [read_claims(answer) if answer.strip(" ;.!\"'") else [] for answer in answers]
+    groups = [[texts_of(c.kind, c.instance) for c in claims if not c.nothing] for claims in said]
+    ratios = iter(meter.log_ratios(diff, [text for mine in groups for texts in mine for text in texts]))
+    means = [[sum(next(ratios) for _ in texts) / len(texts) for texts in mine] for mine in groups]
+    return [sum(mine) / len(mine) if mine else 0.0 for mine in means]
+
+
+def score(reply: Reply, weight: float) -> float:
+    """What speaks for an answer: the adapter's log-probability of all of it, and what the finetune makes of it."""
+    return reply.logprob * (len(reply.tokens) + 1) + weight * reply.gained
+
+
+def best(proposed: Sequence[Reply], weight: float) -> Reply:
+    """The answer that most speaks for; of equal ones the likeliest."""
+    return max(proposed, key=lambda reply: score(reply, weight))
+
+
+def fit_weight(proposed: Sequence[Sequence[Reply]], right: Sequence[Sequence[bool]]) -> float:
+    """The weight under which right answers are likeliest among those proposed; 0 where no proposals have one.
+
+    Args:
+        proposed: answers about each of many diffs.
+        right: whether each is.
+    """
+
+    def likelihood(weight: float) -> float:
+        total = 0.0
+        for replies, hits in zip(proposed, right, strict=True):
+            scores = [score(reply, weight) for reply in replies]
+            top = max(scores)
+            shares = [math.exp(value - top) for value in scores]
+            if any(hits):
+                total += math.log(sum(s for s, hit in zip(shares, hits, strict=True) if hit) / sum(shares))
+        return total
+
+    return max(WEIGHTS, key=likelihood)
