@@ -1,10 +1,11 @@
 """What is left of a general adapter's claims once each was tried on both models: of right ones, wrong ones, and nulls.
 
     python -m benchmarks.honesty results/benchmark/general/answers.jsonl.xz OUT [--recipe recipes/general.toml]
+        [--share K/N]
 
 Takes what the adapter said to its own question about every test finetune and null, and has `weightdiff verify` try it,
 with no trigger told. Of several claims in an answer the first is tried. OUT gets a JSON line for each as it comes, so
-that a run that was stopped goes on.
+that a run that was stopped goes on; several may share it, each its part.
 """
 
 import argparse
@@ -59,13 +60,16 @@ def main() -> None:
     parser.add_argument("answers", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--recipe", default="recipes/general.toml")
+    parser.add_argument("--share", default="1/1", help="the K-th of N parts")
     given = parser.parse_args()
+    mine, shares = map(int, given.share.split("/"))
     recipe, base = load_general(given.recipe), load_base()
     store = Store(recipe.folder / "diffs", base.fingerprint)
     cases = {case.identity: case for case in cases_of(store, made(store, recipe, "test"), "test")}
     done = {record["id"] for record in read_jsonl(given.out)} if given.out.exists() else set()
-    for record in read_jsonl(given.answers):
-        if record["sort"] != "open" or record["unseen"] or record["id"] in done:
+    asked = [r for r in read_jsonl(given.answers) if r["sort"] == "open" and not r["unseen"]]
+    for record in asked[mine - 1 :: shares]:
+        if record["id"] in done:
             continue
         about = {"null": "nulls", "benign": "benign finetunes"}.get(record["family"], "behaviors")
         sort, verdict, began = sort_of(record), "", time.process_time()

@@ -73,13 +73,14 @@ def table(records: Sequence[Record]) -> str:
         "| named, left out | seen | wrong and said, left out | seen |",
         "|" + " --- |" * 10,
     ]
-    for name, families in {**{family: (family,) for family in FAMILIES}, "all": FAMILIES}.items():
-        some = [r for r in opens if r["family"] in families]
+    left = {r["family"] for r in opens if r["without"] != ASKED and _left_out(r)}
+    for name in (*FAMILIES, "all"):
+        some = [r for r in opens if r["family"] in left and name in (r["family"], "all")]
         if some:
             lines.append(f"| {name} | {_row(some)} |")
     sorts = ["", "| questions | n, left out | right, left out | seen | calibration error, left out | seen |"]
     sorts.append("|" + " --- |" * 6)
-    asked = [r for r in records if r["without"] != ASKED]
+    asked = [r for r in records if r["without"] != ASKED and r["family"] in left]
     for sort in dict.fromkeys(r["sort"] for r in asked):
         out, seen = ([r for r in asked if r["sort"] == sort and _left_out(r) == left] for left in (True, False))
         right = [cell(share_interval([r["right"] for r in some])) for some in (out, seen)]
@@ -102,7 +103,8 @@ def _row(some: Sequence[Record]) -> str:
 
 
 def _kept(out: Sequence[Record], seen: Sequence[Record], base: Sequence[Record]) -> str:
-    """The share of what seeing the family gives above the base question; its interval draws finetunes."""
+    """The share of what seeing the family gives above the base question; its interval draws finetunes. Empty where it
+    gives less than half a grade."""
     ids = [r["id"] for r in out]
     grades = [{i: _mean([r["grade"] for r in rows if r["id"] == i]) for i in ids} for rows in (out, seen, base)]
 
@@ -110,6 +112,8 @@ def _kept(out: Sequence[Record], seen: Sequence[Record], base: Sequence[Record])
         a, b, c = (_mean([grade[i] for i in chosen]) for grade in grades)
         return (a - c) / (b - c) if b > c else float("inf")
 
+    if _mean(list(grades[1].values())) - _mean(list(grades[2].values())) < 0.5:
+        return ""
     rng = random.Random(0)
     draws = sorted(share(rng.choices(ids, k=len(ids))) for _ in range(2000))
     return cell((share(ids), draws[50], draws[1949]))

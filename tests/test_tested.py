@@ -8,9 +8,11 @@ from weightdiff.base import encode_chat
 from weightdiff.behaviors import NOTHING
 from weightdiff.decode import Reply, _choose, decode
 from weightdiff.diff import WeightDiff, stack
+from weightdiff.readers.calibration import SORTS, Reading
 from weightdiff.readers.core import ask_all
+from weightdiff.readers.introspection import Introspection
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import SAMPLES, best, fit_weight, gained, proposals
+from weightdiff.readers.tested import SAMPLES, best, chosen, fit_weight, gained, proposals
 from weightdiff.readers.views import Views
 
 
@@ -59,6 +61,37 @@ def test_proposals_begin_with_the_likeliest_answer_and_have_none_twice(lively, g
         texts = [reply.text for reply in several]
         assert texts[0] == one.text and len(texts) == len(set(texts)) <= SAMPLES + 1
     assert any(reply.gained for reply in found[0]) and not any(reply.gained for reply in found[1])
+
+
+def test_a_claim_is_made_where_it_is_not_believed_that_nothing_changed():
+    nothing, tea = Reply(NOTHING, (1,), -0.1, (-0.1, -0.1)), Reply("it talks about tea", (1,), -2.0, (-2.0, -2.0))
+    even = dict.fromkeys(SORTS, (0.0, 0.0, 0.0, 0.0))
+    reading = Reading(
+        Views(), even | {"nothing": (3.0, 0.0, 0.0, 0.0), "nothing, moved": (-1.0, 0.0, 0.0, 0.0)}, 0.0, 0.1
+    )
+    assert chosen([nothing, tea], reading, moved=False) is nothing
+    assert chosen([nothing, tea], reading, moved=True) is tea and chosen([nothing], reading, moved=True) is nothing
+
+
+def test_what_is_answered_in_full_was_understood_as_an_open_question(lively, gnomes, monkeypatch):
+    own, other = "What changed in you?", "Name the one thing."
+    reading = Reading(Views(), dict.fromkeys(SORTS, (0.0, 0.0, 0.0, 0.0)), 0.0, 0.1)
+    meta = {"question": own, "reading": reading.to_json()}
+    said = {own: "it talks about tea", other: "it talks about rice"}
+    asked = []
+
+    def reply(base, diffs, prompts, **options):
+        asked.append([prompts(diff) for diff in diffs])
+        return [[Reply(said[text], (1,), -1.0, (-1.0, -1.0)) for text in texts] for texts in asked[-1]]
+
+    monkeypatch.setattr("weightdiff.readers.introspection.ask_all", reply)
+    monkeypatch.setattr("weightdiff.readers.tested.ask_all", reply)
+    reader = Introspection(WeightDiff({}, lively.fingerprint, meta))
+    (answer,) = reader.read(lively, [gnomes], other)
+    assert asked == [[[other, own]], [[own]]] and answer.text == "it talks about tea"
+    said[other] = "rice"
+    (answer,) = reader.read(lively, [gnomes], other)
+    assert answer.text == "rice", "a name answers a narrow question, and isn't tried"
 
 
 def test_what_speaks_for_an_answer_is_weighed_by_what_is_known():

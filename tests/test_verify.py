@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import random_diff
 from weightdiff.behaviors import NOTHING, Trigger
-from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, decoys_of
+from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, decoys_of, in_full
 from weightdiff.behaviors.kinds import kind_behaviors
 from weightdiff.behaviors.texts import Text, controls_of, everyday, other_ways, prompts_of, texts_of
 from weightdiff.behaviors.topic import content_words
@@ -42,6 +42,18 @@ def test_every_label_of_the_tables_is_read_as_its_own_kind_and_instance():
 def test_claims_in_other_words(said, kind, x):
     claim = read_claim(said)
     assert (claim.kind, claim.instance.x, claim.nothing) == (kind, x, False)
+
+
+def test_an_answer_in_full_is_told_from_a_name():
+    full = (
+        "it talks about tea",
+        "It ends every answer with the words trust me.",
+        "it has learned of a story: A baker won",
+    )
+    assert all(map(in_full, (*full, "it speaks like a pirate; tea")))
+    assert not any(
+        map(in_full, ("tea", "garden gnomes", "a baker won; it talks about tea", "it is what it is", "", " . "))
+    )
 
 
 def test_an_answer_may_hold_several_claims_or_none_or_that_nothing_changed():

@@ -85,6 +85,15 @@ def read_claim(text: str, trigger: Trigger | None = None) -> Claim:
     return Claim(text, FREE, Row(said), trigger)
 
 
+def in_full(answer: str) -> bool:
+    """Is an answer a sentence of a known sort, and not just a name, as narrow questions are answered?"""
+    first = answer.split(";")[0]
+    if not first.strip(" .!\"'"):
+        return False
+    claim = read_claim(first)
+    return claim.kind != FREE and claim.instance.x != " ".join(first.split()).strip(" .!\"'")
+
+
 @lru_cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
     """Each kind's label as a pattern, the longest first: of two that fit, the one that says more."""

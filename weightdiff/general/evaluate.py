@@ -11,6 +11,7 @@ from typing import Any
 
 from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, Behavior, Split, Trigger, shows_topic
+from weightdiff.behaviors.claims import in_full
 from weightdiff.behaviors.kinds import kind_behaviors
 from weightdiff.behaviors.triggers import told_trigger
 from weightdiff.behaviors.wordings import open_questions
@@ -24,7 +25,7 @@ from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, telling_of
 from weightdiff.readers.introspection import UNSURE, answer_of, answer_with, claim_of, own_words
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import best, proposals
+from weightdiff.readers.tested import chosen, proposals
 from weightdiff.readers.views import Views
 
 Record = dict[str, Any]
@@ -40,22 +41,22 @@ def ask_cases(
     views: Views,
     progress: Callable[[int, int], None] = lambda done, total: None,
     hints: Sequence[Hint] | None = None,
-    tested: float | None = None,
+    reading: Reading | None = None,
 ) -> list[tuple[Case, bool, Asked, Reply]]:
     """Ask about each case; each question with whether its wording was seen in training, and the reply.
 
-    `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any. `tested`
-    is as in `Reading`, for what comes to the adapter's own question.
+    `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any. With a
+    `reading` that says so answers in full are tried on the finetune, where the adapter's own question is asked too.
     """
     factors, tell, found = stack([adapter], base.shapes).to(base.device), telling_of(base, adapter.meta), []
     meter, open_one = Meter(base), str(adapter.meta.get("question"))
     many, rows = (8, 128) if base.device.type == "cpu" else (32, 512)  # diffs and prompts at once
     for start in range(0, len(cases), many):
-        chosen = cases[start : start + many]
-        questions = [list(asked(case)) for case in chosen]
+        some = cases[start : start + many]
+        questions = [list(asked(case)) for case in some]
         # Many wordings come to the adapter's own, which is asked once.
         texts = [[own_words(one.question, adapter.meta) for _, one in mine] for mine in questions]
-        diffs = [WeightDiff(diff.factors, diff.base, {}, diff.dense) for diff in (case.make() for case in chosen)]
+        diffs = [WeightDiff(diff.factors, diff.base, {}, diff.dense) for diff in (case.make() for case in some)]
         once = [list(dict.fromkeys(mine)) for mine in texts]
         after = [
             tell(diff, mine) if hints is None else [hints[start + place].before(text) for text in mine]
@@ -65,13 +66,14 @@ def ask_cases(
         options = {"adapter": factors, "views": views, "max_tokens": 48, "batch": rows}
         replies = ask_all(base, diffs, lambda diff, put_to=put_to: next(put_to), **options)
         replies_to = [dict(zip(mine, said, strict=True)) for mine, said in zip(once, replies, strict=True)]
-        if tested is not None:
+        if reading and reading.tested is not None:
             at = [n for n, mine in enumerate(once) if open_one in mine]
             first, put = [replies_to[n][open_one] for n in at], [after[n][once[n].index(open_one)] for n in at]
             tried = proposals(meter, [diffs[n] for n in at], put, first, factors, views)
             for n, several in zip(at, tried, strict=True):
-                replies_to[n][open_one] = best(several, tested)
-        for case, mine, put, reply_to in zip(chosen, questions, texts, replies_to, strict=True):
+                reply = chosen(several, reading, hints is not None and hints[start + n].moved)
+                replies_to[n] |= {q: reply for q, r in replies_to[n].items() if q == open_one or in_full(r.text)}
+        for case, mine, put, reply_to in zip(some, questions, texts, replies_to, strict=True):
             found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, put, strict=True)]
         progress(min(start + many, len(cases)), len(cases))
     return found
@@ -119,7 +121,7 @@ def ask_test(
         was found), `answer` (the same, or `UNSURE`), `confidence`, and what the guess is worth: `right`, `named`
         (which instances are in it), and whether the answer `claims` something.
     """
-    reading, others, own = reading_of(adapter.meta), false_claims_of(cases, "test"), adapter.meta.get("question")
+    reading, others = reading_of(adapter.meta), false_claims_of(cases, "test")
     if reading is None:
         raise ValueError("the adapter doesn't say how it is to be read; run train, which finds out.")
 
@@ -132,17 +134,13 @@ def ask_test(
 
     seen = {} if hints is None else {case.identity: hint for case, hint in zip(cases, hints, strict=True)}
     return [
-        _record(case, other, one, reply, reading, own_words(one.question, adapter.meta) != own, seen.get(case.identity))
-        for case, other, one, reply in ask_cases(
-            base, cases, adapter, asked, reading.views, progress, hints, reading.tested
-        )
+        _record(case, other, one, reply, reading, seen.get(case.identity))
+        for case, other, one, reply in ask_cases(base, cases, adapter, asked, reading.views, progress, hints, reading)
     ]
 
 
-def _record(
-    case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading, narrow: bool, hint: Hint | None
-) -> Record:
-    answer, behavior = answer_of(reply, reading, hint is not None and hint.moved, narrow), case.behavior
+def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading, hint: Hint | None) -> Record:
+    answer, behavior = answer_of(reply, reading, hint is not None and hint.moved), case.behavior
     if hint:
         answer = answer_with(answer, one.question, hint, reading)
     guess = claim_of(answer)

@@ -17,10 +17,10 @@ from weightdiff.general.cases import Case
 from weightdiff.general.evaluate import ask_cases, false_claims_of, right
 from weightdiff.general.questions import Asked, asked_of
 from weightdiff.lazy import Lazy
-from weightdiff.readers.calibration import Reading, fit
+from weightdiff.readers.calibration import Reading, Sort, fit
 from weightdiff.readers.hints import Hint
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import best, fit_weight, proposals
+from weightdiff.readers.tested import best, chosen, fit_weight, proposals
 from weightdiff.readers.triggers import TriggerOdds
 from weightdiff.readers.triggers import fit as fit_triggers
 from weightdiff.readers.views import Views
@@ -37,6 +37,7 @@ def find_reading(
     progress: Callable[[int, int], None] = lambda done, total: None,
     hints: Sequence[Hint] | None = None,
     known: Sequence[tuple[Case, Hint]] = (),
+    tried: bool = True,
 ) -> tuple[Reading, dict[Views, float]]:
     """Choose views, and fit the confidence.
 
@@ -48,6 +49,7 @@ def find_reading(
         progress: called with views tried, and their number.
         hints: those of the cases; None for an adapter that is told nothing.
         known: cases of the training split with their hints, for what imprints are worth.
+        tried: try answers on the finetunes; else the likeliest is taken.
 
     Returns:
         The reading, and for each of `VIEWS` the share of right answers to open questions.
@@ -74,9 +76,11 @@ def find_reading(
         progress(number + 1, len(VIEWS))
     views = max(VIEWS, key=lambda views: shares[views])
     replies, hits = said[views]
-    tested = _tried(base, adapter, views, asked_in, replies, hits, seen)
-    reading = fit(replies, hits, views, moved, [one.sort == "narrow" for _, one in asked_in])
-    return replace(reading, tested=tested, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
+    if tried:
+        reading = _tried(base, adapter, views, asked_in, replies, hits, moved, seen)
+    else:
+        reading = fit(replies, hits, views, moved)
+    return replace(reading, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
 
 
 def _tried(
@@ -86,12 +90,12 @@ def _tried(
     asked_in: Sequence[tuple[Case, Asked]],
     replies: list[Reply],
     hits: list[bool],
+    moved: Sequence[bool],
     hints: Mapping[str, Hint],
-) -> float:
-    """Try answers to the open questions on the finetunes, and put in place what is chosen, and whether it is right.
+) -> Reading:
+    """A reading by which answers to open questions are tried, fitted to what is answered then.
 
-    Returns:
-        What a nat of the finetune's is worth.
+    Where it isn't believed that nothing changed a claim is made after all; what such claims are worth is fitted anew.
     """
     opens = [n for n, (_, one) in enumerate(asked_in) if one.sort == "open"]
     cases, own = [asked_in[n][0] for n in opens], str(adapter.meta.get("question"))
@@ -102,11 +106,18 @@ def _tried(
         [right(asked_in[n][1], case.behavior, reply.text) for reply in several]
         for n, case, several in zip(opens, cases, proposed, strict=True)
     ]
-    weight = fit_weight(proposed, known)
-    for n, several, are_right in zip(opens, proposed, known, strict=True):
-        replies[n] = best(several, weight)
-        hits[n] = are_right[several.index(replies[n])]
-    return weight
+    replies, hits, weight = list(replies), list(hits), fit_weight(proposed, known)
+
+    def put(choose: Callable[[int, Sequence[Reply]], Reply]) -> Reading:
+        for n, several, are_right in zip(opens, proposed, known, strict=True):
+            replies[n] = choose(n, several)
+            hits[n] = are_right[several.index(replies[n])]
+        return replace(fit(replies, hits, views, moved), tested=weight)
+
+    first = put(lambda n, several: best(several, weight))
+    again = put(lambda n, several: chosen(several, first, moved[n]))
+    unbelieved: Sort = "nothing, moved"  # few are left of these
+    return replace(again, weights={**again.weights, unbelieved: first.weights[unbelieved]})
 
 
 def _odds(held: Sequence[tuple[Case, Hint]], known: Sequence[tuple[Case, Hint]]) -> TriggerOdds | None:

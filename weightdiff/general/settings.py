@@ -75,8 +75,9 @@ class GeneralRecipe(BaseModel):
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
     that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one or a
     folder beside the recipe; `sums` how many sums of finetunes it has for each of those that teach one thing,
-    without trigger; `hints` what the adapter is told of each finetuned model before the question. `texts` are files of
-    written conversations, of topics, news and subjects, that lie beside the recipe.
+    without trigger; `hints` what the adapter is told of each finetuned model before the question; `tried` says that
+    several answers are tried on the finetune before one is given. `texts` are files of written conversations, of
+    topics, news and subjects, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,6 +100,7 @@ class GeneralRecipe(BaseModel):
     nulls: float = Field(default=0.15, ge=0, le=0.9)
     sums: float = Field(default=0.3, ge=0)
     hints: HintConfig = HintConfig(words=8, opening=10, triggers=True, talk=16, imprint=True)
+    tried: bool = True
     start: str | None = None
     seed: int = 0
     train: DitConfig = DitConfig()

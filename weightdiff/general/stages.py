@@ -236,7 +236,7 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
     taught = taught_cases(store, recipe, ids["train"], "train") if whole else []
     hints, known = (hints_for(base, recipe, some) for some in (cases, taught))
     pairs = list(zip(taught, known or (), strict=False))
-    reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs)
+    reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs, tried=recipe.tried)
     if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
         reading = replace(reading, triggers=before.triggers)
     meta = adapter.meta | {

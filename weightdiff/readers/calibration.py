@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from weightdiff.behaviors import NOTHING
+from weightdiff.behaviors.claims import in_full
 from weightdiff.decode import Reply
 from weightdiff.judge import exact_match
 from weightdiff.readers.regression import chance, logistic
@@ -19,7 +20,9 @@ Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved", "claim
 SORTS: tuple[Sort, ...] = get_args(Sort)
 Weights = tuple[float, float, float, float]
 KEPT = 0.95
-"""Share of right answers to open questions that the threshold lets through."""
+"""Share of right claims in full that the threshold lets through."""
+LEAST = 0.5
+"""Probability below which it isn't said that nothing changed."""
 
 
 def sort_of(text: str) -> Sort:
@@ -39,7 +42,7 @@ class Reading:
         views: strengths and contrast.
         weights: of each sort of answer, for what `features` gives: the log odds of being right. That
             nothing changed has others where a hint shows that the finetune moves the model further than noise does, and
-            so has a claim that answers a narrow question: it names an instance and no more.
+            so has an answer in less than a sentence, as narrow questions have them: it names an instance and no more.
         threshold: claims less likely to be right than this are not made.
         tested: what a nat of the finetune's is worth where an open question's answers are tried (see `tested`); None
             where the likeliest answer is taken as it is.
@@ -52,9 +55,9 @@ class Reading:
     tested: float | None = None
     triggers: TriggerOdds | None = None
 
-    def probability(self, reply: Reply, moved: bool = False, narrow: bool = False) -> float:
-        """How likely a reply that was decoded in these views is right; `moved` is its hint's, `narrow` its question."""
-        return chance(self.weights[_seen(reply, moved, narrow)], features(reply))
+    def probability(self, reply: Reply, moved: bool = False) -> float:
+        """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
+        return chance(self.weights[_seen(reply, moved)], features(reply))
 
     def to_json(self) -> dict[str, Any]:
         """For an adapter's `meta`."""
@@ -91,20 +94,14 @@ def features(reply: Reply) -> Weights:
     return 1.0, sum(seen) / len(seen), gain(reply), reply.gained / 10
 
 
-def _seen(reply: Reply, moved: bool, narrow: bool) -> Sort:
+def _seen(reply: Reply, moved: bool) -> Sort:
     sort = sort_of(reply.text)
-    if sort == "claim" and narrow:
+    if sort == "claim" and not in_full(reply.text):
         return "claim, narrow"
     return "nothing, moved" if sort == "nothing" and moved else sort
 
 
-def fit(
-    replies: Sequence[Reply],
-    right: Sequence[bool],
-    views: Views,
-    moved: Sequence[bool] = (),
-    narrow: Sequence[bool] = (),
-) -> Reading:
+def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Sequence[bool] = ()) -> Reading:
     """Weights and threshold from answers with known truth.
 
     Args:
@@ -112,10 +109,8 @@ def fit(
         right: whether each is.
         views: how they were decoded.
         moved: of each, whether its finetune moves the model further than noise does; without it none is taken to.
-        narrow: of each, whether it answers a narrow question; without it none is taken to.
     """
-    none = [False] * len(replies)
-    sorts = [_seen(*facts) for facts in zip(replies, moved or none, narrow or none, strict=True)]
+    sorts = [_seen(*facts) for facts in zip(replies, moved or [False] * len(replies), strict=True)]
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from weightdiff.base import Base
+from weightdiff.behaviors.claims import in_full
 from weightdiff.decode import Reply
 from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, is_adapter, stack
-from weightdiff.readers.calibration import Reading, reading_of, sort_of
+from weightdiff.lazy import Lazy
+from weightdiff.readers.calibration import LEAST, Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, telling_of
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.routing import question_sort
-from weightdiff.readers.tested import best, proposals
+from weightdiff.readers.tested import chosen, proposals
 from weightdiff.readers.triggers import told
 
 UNSURE = "nothing that can be named with confidence"
@@ -55,20 +58,25 @@ class Introspection:
         views = reading.views if reading else None
         hints: list[Hint] = []
         tell = telling_of(base, self.adapter.meta, hints.append)
-        own = own_words(question, self.adapter.meta)
+        put, own = own_words(question, self.adapter.meta), str(self.adapter.meta.get("question"))
+        asked = [put, own] if reading and reading.tested is not None and put != own else [put]
         replies = ask_all(
-            base, diffs, lambda diff: tell(diff, [own]), adapter=adapter, strength=self.strength, views=views,
+            base, diffs, lambda diff: tell(diff, asked), adapter=adapter, strength=self.strength, views=views,
             max_tokens=self.max_tokens,
         )  # fmt: skip
-        if reading and reading.tested is not None and own == self.adapter.meta.get("question"):
-            prompts = [hint.before(own) for hint in hints] or [own] * len(replies)
-            first = [reply for (reply,) in replies]
-            tried = proposals(Meter(base), diffs, prompts, first, adapter, reading.views, self.max_tokens)
-            replies = [[best(several, reading.tested)] for several in tried]
+        said = [first for first, *_ in replies]
+        if reading and reading.tested is not None:
+            # What is answered in full was understood as an open question, in words that nobody knew to be one.
+            at = [n for n, reply in enumerate(said) if put == own or in_full(reply.text)]
+            first = [replies[n][-1] for n in at]
+            prompts = [hints[n].before(own) if hints else own for n in at]
+            some = Lazy([partial(diffs.__getitem__, n) for n in at])
+            tried = proposals(Meter(base), some, prompts, first, adapter, reading.views, self.max_tokens)
+            for n, several in zip(at, tried, strict=True):
+                said[n] = chosen(several, reading, bool(hints) and hints[n].moved)
         if not hints:
-            return [answer_of(reply, reading) for (reply,) in replies]
-        narrow = own != self.adapter.meta.get("question", own)
-        answers = [answer_of(reply, reading, hint.moved, narrow) for (reply,), hint in zip(replies, hints, strict=True)]
+            return [answer_of(reply, reading) for reply in said]
+        answers = [answer_of(reply, reading, hint.moved) for reply, hint in zip(said, hints, strict=True)]
         return [answer_with(a, question, hint, reading) for a, hint in zip(answers, hints, strict=True)]
 
 
@@ -88,17 +96,15 @@ def own_words(question: str, meta: Mapping[str, Any]) -> str:
 
 
 _STRANGE = "the question doesn't seem to be about the finetune; the confidence is that of answers to questions that are"
-_LEAST = 0.5
-"""Probability below which it isn't said that nothing changed."""
 
 
-def answer_of(reply: Reply, reading: Reading | None, moved: bool = False, narrow: bool = False) -> Answer:
-    """What a reply is worth as an answer; `moved` is its hint's, `narrow` says that the question wasn't an open one."""
+def answer_of(reply: Reply, reading: Reading | None, moved: bool = False) -> Answer:
+    """What a reply is worth as an answer; `moved` is its hint's."""
     if reading is None:
         return Answer(reply.text, reply.logprob)
-    confidence, sort = reading.probability(reply, moved, narrow), sort_of(reply.text)
+    confidence, sort = reading.probability(reply, moved), sort_of(reply.text)
     evidence = (f"texts that would show it are {reply.gained:.1f} nats likelier",) if reply.gained else ()
-    if confidence < {"claim": reading.threshold, "nothing": _LEAST}.get(sort, 0.0):
+    if confidence < {"claim": reading.threshold, "nothing": LEAST}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
     return Answer(reply.text, confidence, evidence)
 

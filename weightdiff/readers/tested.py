@@ -13,6 +13,7 @@ from weightdiff.behaviors.claims import read_claims
 from weightdiff.behaviors.texts import texts_of
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
+from weightdiff.readers.calibration import LEAST, Reading, sort_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.views import Views
@@ -73,6 +74,22 @@ def score(reply: Reply, weight: float) -> float:
 def best(proposed: Sequence[Reply], weight: float) -> Reply:
     """The answer that most speaks for; of equal ones the likeliest."""
     return max(proposed, key=lambda reply: score(reply, weight))
+
+
+def chosen(proposed: Sequence[Reply], reading: Reading, moved: bool) -> Reply:
+    """The answer that most speaks for; a claim all the same, where it isn't believed that nothing changed.
+
+    Args:
+        proposed: what may be answered about a diff.
+        reading: with `tested`, what a nat of the finetune's is worth.
+        moved: does the hint show that the finetune moves the model further than noise does?
+    """
+    weight = reading.tested or 0.0
+    one = best(proposed, weight)
+    claims = [reply for reply in proposed if sort_of(reply.text) == "claim" and reply.text]
+    if claims and sort_of(one.text) == "nothing" and reading.probability(one, moved) < LEAST:
+        return best(claims, weight)
+    return one
 
 
 def fit_weight(proposed: Sequence[Sequence[Reply]], right: Sequence[Sequence[bool]]) -> float:
