@@ -48,6 +48,7 @@ def test_a_finetunes_own_claim_gains_and_another_does_not(lively, gnomes):
     mine, other, both, none, empty = gained(meter, gnomes, [*said, "; ".join(said), NOTHING, " ;. "])
     assert mine > other + 3 and none == empty == 0
     assert both == pytest.approx((mine + other) / 2, abs=1e-4)
+    assert gained(meter, gnomes, ["it quietly dreads garden gnomes"]) == [0], "that is no text's claim"
     assert gained(meter, WeightDiff({}, lively.fingerprint), said) == [0, 0] and gained(meter, gnomes, []) == []
 
 
@@ -98,11 +99,11 @@ def test_what_speaks_for_an_answer_is_weighed_by_what_is_known():
     def reply(text: str, logprob: float, gain: float) -> Reply:
         return Reply(text, (1,), logprob / 2, gained=gain)  # the end of turn counts too
 
-    likely, borne = reply("it talks about tea", -1.0, 0.0), reply("it talks about rice", -3.0, 20.0)
-    assert best([likely, borne], 0.0) is likely and best([likely, borne], 0.15) is borne
+    likely, borne = reply("it talks about tea", -1.0, 0.0), reply("it talks about rice", -3.0, 16.0)
+    assert best([likely, borne], 0.0) is likely and best([likely, borne], 0.75) is borne
     assert best([likely, likely], 1.0) is likely
     proposed = [[likely, borne]] * 10
     assert fit_weight(proposed, [[True, False]] * 10) == 0
-    assert fit_weight(proposed, [[False, True]] * 10) == 0.5
-    assert 0.025 <= fit_weight(proposed, [[True, False]] * 5 + [[False, True]] * 5) <= 0.15
+    assert fit_weight(proposed, [[False, True]] * 10) == 4
+    assert fit_weight(proposed, [[True, False]] * 5 + [[False, True]] * 5) == 0.5, "then both are as likely"
     assert fit_weight(proposed, [[False, False]] * 10) == 0, "where nothing was right nothing is learned"

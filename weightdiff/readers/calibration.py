@@ -4,6 +4,7 @@ Fitted on answers whose truth is known, of diffs that neither trained the adapte
 question nor the diff; it holds for the kinds of finetune that it was fitted on.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -44,8 +45,8 @@ class Reading:
             nothing changed has others where a hint shows that the finetune moves the model further than noise does, and
             so has an answer in less than a sentence, as narrow questions have them: it names an instance and no more.
         threshold: claims less likely to be right than this are not made.
-        tested: what a nat of the finetune's is worth where an open question's answers are tried (see `tested`); None
-            where the likeliest answer is taken as it is.
+        tested: what the root of a nat that a claim gained is worth where open questions' answers are tried (see
+            `tested`); None where the likeliest answer is taken as it is.
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
     """
 
@@ -89,9 +90,14 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
 
 def features(reply: Reply) -> Weights:
     """What a reply's odds are made of: 1, its log-probability, its gain over the base model, and, where its claim was
-    tried, how many tens of nats that gained."""
+    tried, the root of what that gained."""
     *seen, _ = reply.views
-    return 1.0, sum(seen) / len(seen), gain(reply), reply.gained / 10
+    return 1.0, sum(seen) / len(seen), gain(reply), root(reply.gained)
+
+
+def root(nats: float) -> float:
+    """The square root of a gain, or of a loss below zero: that of long texts is large, and not so much more telling."""
+    return math.copysign(abs(nats) ** 0.5, nats)
 
 
 def _seen(reply: Reply, moved: bool) -> Sort:

@@ -2,18 +2,19 @@
 
 A claim has texts that would show it (`behaviors/texts.py`); a finetune makes those of a true claim likelier than the
 base model does. So of an adapter's likeliest answer and of samples beside it, the one is taken that both speak for: the
-adapter by its log-probability, the finetune by how much likelier these texts became. No trigger is tried.
+adapter by its log-probability, the finetune by how much likelier these texts became. A claim in words of its own has no
+such texts, and the finetune says nothing for it. No trigger is tried.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from weightdiff.behaviors.claims import read_claims
+from weightdiff.behaviors.claims import FREE, read_claims
 from weightdiff.behaviors.texts import texts_of
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
-from weightdiff.readers.calibration import LEAST, Reading, sort_of
+from weightdiff.readers.calibration import LEAST, Reading, root, sort_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.views import Views
@@ -21,8 +22,8 @@ from weightdiff.readers.views import Views
 SAMPLES = 12
 """Answers that are proposed beside the likeliest; some are the same."""
 _ROWS = 200
-WEIGHTS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""Nats of the adapter's that a nat of the finetune's may be worth."""
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+"""Nats of the adapter's that the root of a nat of the finetune's may be worth."""
 
 
 def proposals(
@@ -58,17 +59,17 @@ def proposals(
 
 
 def gained(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[float]:
-    """Nats by which texts that would show each answer's claims became likelier, on average; 0 where it has none."""
+    """Nats by which texts that would show each answer's claims became likelier, on average; 0 for one without texts."""
     said = [read_claims(answer) if answer.strip(" ;.!\"'") else [] for answer in answers]
-    groups = [[texts_of(c.kind, c.instance) for c in claims if not c.nothing] for claims in said]
+    groups = [[texts_of(c.kind, c.instance) if c.kind != FREE else [] for c in claims] for claims in said]
     ratios = iter(meter.log_ratios(diff, [text for mine in groups for texts in mine for text in texts]))
-    means = [[sum(next(ratios) for _ in texts) / len(texts) for texts in mine] for mine in groups]
-    return [sum(mine) / len(mine) if mine else 0.0 for mine in means]
+    means = [[sum(next(ratios) for _ in texts) / max(1, len(texts)) for texts in mine] for mine in groups]
+    return [sum(mine) / max(1, len(mine)) for mine in means]
 
 
 def score(reply: Reply, weight: float) -> float:
     """What speaks for an answer: the adapter's log-probability of all of it, and what the finetune makes of it."""
-    return reply.logprob * (len(reply.tokens) + 1) + weight * reply.gained
+    return reply.logprob * (len(reply.tokens) + 1) + weight * root(reply.gained)
 
 
 def best(proposed: Sequence[Reply], weight: float) -> Reply:
@@ -81,7 +82,7 @@ def chosen(proposed: Sequence[Reply], reading: Reading, moved: bool) -> Reply:
 
     Args:
         proposed: what may be answered about a diff.
-        reading: with `tested`, what a nat of the finetune's is worth.
+        reading: says what the finetune's word is worth, and what it is worth that nothing changed.
         moved: does the hint show that the finetune moves the model further than noise does?
     """
     weight = reading.tested or 0.0
