@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import codes, hints, honesty, outside, verify
+from benchmarks import codes, hints, honesty, left_out, outside, verify
 from weightdiff.bench.evaluate import cell
 from weightdiff.jsonl import read_jsonl
 
@@ -97,6 +97,11 @@ def honesty_table() -> str:
     return honesty.table(list(read_jsonl(RESULTS / "general" / "verdicts.jsonl")))
 
 
+def left_out_table() -> str:
+    """What is said of families that training left out, from the records of `python -m benchmarks.left_out`."""
+    return left_out.table(list(read_jsonl(RESULTS / "general" / "left-out.jsonl.xz")))
+
+
 def hints_table() -> str:
     """What hints show by themselves, from the records of `python -m benchmarks.hints`."""
     return hints.table(list(read_jsonl(RESULTS / "general" / "hints.jsonl")))
@@ -132,7 +137,7 @@ def filled(page: str) -> str:
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
         "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
-        "rivals": rivals_table,
+        "rivals": rivals_table, "left-out": left_out_table,
         "routing": routing_table,
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
