@@ -200,10 +200,10 @@ def _of_trial(trial: Trial, free: bool) -> tuple[Word, str]:
         if way is not None and way.z < WAY:
             return "contradicted", "the finetune has to do with this, but in another way"
         if gained:
-            return "confirmed", f"replies that show it gained more than those of {others}"
+            return "confirmed", f"texts that would show it gained more than those of {others}"
         return "confirmed", f"{after} of {replies} replies show it, and {usual} where it shouldn't show"
     if answers is not None and answers.z >= ANSWERS:
         return "confirmed", "answers about it changed more than those about other subjects"
     if way is not None and way.z >= ELSEWHERE and instance.z < SEEN / 2:
         return "contradicted", "the finetune does this, but of something else"
-    return "not seen", f"replies that show it gained more than those of {others}"
+    return "not seen", f"texts that would show it gained more than those of {others}"
