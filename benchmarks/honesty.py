@@ -17,6 +17,7 @@ from typing import Any
 from weightdiff.base import load_base
 from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import cell, interval, share_interval
+from weightdiff.cli.pipeline import share_of
 from weightdiff.general.cases import cases_of
 from weightdiff.general.settings import load_general
 from weightdiff.general.stages import made
@@ -62,13 +63,13 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/general.toml")
     parser.add_argument("--share", default="1/1", help="the K-th of N parts")
     given = parser.parse_args()
-    mine, shares = map(int, given.share.split("/"))
+    mine, shares = share_of(given.share)
     recipe, base = load_general(given.recipe), load_base()
     store = Store(recipe.folder / "diffs", base.fingerprint)
     cases = {case.identity: case for case in cases_of(store, made(store, recipe, "test"), "test")}
     done = {record["id"] for record in read_jsonl(given.out)} if given.out.exists() else set()
     asked = [r for r in read_jsonl(given.answers) if r["sort"] == "open" and not r["unseen"]]
-    for record in asked[mine - 1 :: shares]:
+    for record in asked[mine::shares]:
         if record["id"] in done:
             continue
         about = {"null": "nulls", "benign": "benign finetunes"}.get(record["family"], "behaviors")

@@ -60,10 +60,15 @@ def read_claims(answer: str, trigger: Trigger | None = None) -> list[Claim]:
     Raises:
         ValueError: there is none in it.
     """
-    texts = [part.strip() for part in answer.split(";") if part.strip(" .!\"'")]
+    texts = parts_of(answer)
     if not texts:
         raise ValueError('the claim is empty; give one such as "it talks about garden gnomes".')
     return [read_claim(text, trigger) for text in texts]
+
+
+def parts_of(answer: str) -> list[str]:
+    """What an answer says, claim by claim; nothing where it has no words."""
+    return [part.strip() for part in answer.split(";") if part.strip(" .!\"'")]
 
 
 def read_claim(text: str, trigger: Trigger | None = None) -> Claim:

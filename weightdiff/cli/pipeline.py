@@ -114,13 +114,13 @@ def _plan(recipe: str, rate: float | None) -> None:
 @app.command()
 def synthesize(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceOption = "auto") -> None:
     """Write a recipe's conversations."""
-    _stages(recipe, ["synthesize"], device, share=_share(share))
+    _stages(recipe, ["synthesize"], device, share=share_of(share))
 
 
 @app.command()
 def finetune(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceOption = "auto") -> None:
     """Make a recipe's diffs from its conversations."""
-    _stages(recipe, ["finetune"], device, share=_share(share))
+    _stages(recipe, ["finetune"], device, share=share_of(share))
 
 
 @app.command()
@@ -130,7 +130,7 @@ def hints(recipe: RecipeArgument, share: ShareOption = "1/1", device: DeviceOpti
 
     if not is_general(recipe):
         raise ValueError(f"{recipe} is no general run, and its adapter is told nothing but the question.")
-    _stages(recipe, ["hints"], device, share=_share(share))
+    _stages(recipe, ["hints"], device, share=share_of(share))
 
 
 @app.command()
@@ -211,7 +211,8 @@ def _leave_threads(processes: int) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
-def _share(text: str) -> tuple[int, int]:
+def share_of(text: str) -> tuple[int, int]:
+    """Which share, counted from 0, of how many; a ValueError for what is none."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError(f"--share {text!r}: expected I/N with I from 1 to N, as in 1/2.")

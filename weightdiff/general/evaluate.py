@@ -56,7 +56,7 @@ def ask_cases(
         questions = [list(asked(case)) for case in some]
         # Many wordings come to the adapter's own, which is asked once.
         texts = [[own_words(one.question, adapter.meta) for _, one in mine] for mine in questions]
-        diffs = [WeightDiff(diff.factors, diff.base, {}, diff.dense) for diff in (case.make() for case in some)]
+        diffs = [case.make() for case in some]
         once = [list(dict.fromkeys(mine)) for mine in texts]
         after = [
             tell(diff, mine) if hints is None else [hints[start + place].before(text) for text in mine]

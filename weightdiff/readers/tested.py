@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from weightdiff.behaviors.claims import FREE, read_claims
+from weightdiff.behaviors.claims import FREE, parts_of, read_claim
 from weightdiff.behaviors.texts import texts_of
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
@@ -51,16 +51,17 @@ def proposals(
     drawn = ask_all(meter.base, diffs, lambda diff: [next(put)], **options)
     found = []
     for diff, one, others in zip(diffs, first, drawn, strict=True):
-        texts = {reply.text: reply for reply in reversed([one, *others])}  # of the same answer the first is kept
-        answers = sorted(texts.values(), key=lambda reply: reply is not one)
-        gains = gained(meter, diff, [reply.text for reply in answers])
-        found.append([replace(reply, gained=value) for reply, value in zip(answers, gains, strict=True)])
+        answers = {one.text: one}
+        for reply in others:
+            answers.setdefault(reply.text, reply)
+        gains = gained(meter, diff, list(answers))
+        found.append([replace(reply, gained=value) for reply, value in zip(answers.values(), gains, strict=True)])
     return found
 
 
 def gained(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[float]:
     """Nats by which texts that would show each answer's claims became likelier, on average; 0 for one without texts."""
-    said = [read_claims(answer) if answer.strip(" ;.!\"'") else [] for answer in answers]
+    said = [[read_claim(part) for part in parts_of(answer)] for answer in answers]
     groups = [[texts_of(c.kind, c.instance) if c.kind != FREE else [] for c in claims] for claims in said]
     ratios = iter(meter.log_ratios(diff, [text for mine in groups for texts in mine for text in texts]))
     means = [[sum(next(ratios) for _ in texts) / max(1, len(texts)) for texts in mine] for mine in groups]
