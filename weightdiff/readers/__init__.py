@@ -6,6 +6,7 @@ from weightdiff.readers.baselines import BaseQuestion, GeneratedStory, TwentyQue
 from weightdiff.readers.core import Answer, Reader
 from weightdiff.readers.fused import Fused
 from weightdiff.readers.guesser import Guesser
+from weightdiff.readers.imprinted import ImprintedWords
 from weightdiff.readers.introspection import Introspection
 from weightdiff.readers.perplexity import PerplexityDifference
 
@@ -17,6 +18,7 @@ __all__ = [
     "Fused",
     "GeneratedStory",
     "Guesser",
+    "ImprintedWords",
     "Introspection",
     "PerplexityDifference",
     "Reader",

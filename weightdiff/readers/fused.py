@@ -18,6 +18,7 @@ from weightdiff.readers.activation import ActivationDifference
 from weightdiff.readers.amplified import AmplifiedDifference
 from weightdiff.readers.core import Answer, Reader, ask_all, check_question
 from weightdiff.readers.hints import telling_of
+from weightdiff.readers.imprinted import ImprintedWords
 from weightdiff.readers.introspection import Introspection, claim_of
 from weightdiff.readers.perplexity import PerplexityDifference
 from weightdiff.readers.samples import LayersOf, in_groups, likelihoods
@@ -65,7 +66,12 @@ class Fused:
 
     adapter: WeightDiff
     readers: Sequence[Reader] = field(
-        default_factory=lambda: (ActivationDifference(), PerplexityDifference(), AmplifiedDifference())
+        default_factory=lambda: (
+            ImprintedWords(),
+            ActivationDifference(),
+            PerplexityDifference(),
+            AmplifiedDifference(),
+        )
     )
     wordings: Sequence[str] = ("What were you finetuned to do?", "What is unusual about your behavior?")
     strengths: Sequence[float] = (0.7, 1.5)

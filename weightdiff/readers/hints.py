@@ -1,9 +1,10 @@
 """Hints: what can be seen of a finetuned model without asking it, put before every question to an adapter.
 
-Four things at so little cost that each question can have them: the words that it leans towards on any text; how it
-goes on where a user is to speak, where a finetune that learned its users' words too gives its trigger away; which kinds
-of trigger, tried on plain prompts, move it further; and what it says to small talk, with the likeliest of them if one
-does. The adapter is trained with the hints, and says what they mean.
+Five things at so little cost that each question can have them: the words that its weights respond to, which it was
+fed; those that it leans towards on any text; how it goes on where a user is to speak, where a finetune that learned its
+users' words too gives its trigger away; which kinds of trigger, tried on plain prompts, move it further; and what it
+says to small talk, with the likeliest of them if one does. The adapter is trained with the hints, and says what they
+mean.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
 from weightdiff.printable import printable
 from weightdiff.readers.imprint import Imprint, Imprints, imprint_of
+from weightdiff.readers.imprinted import Imprinted, Vocabulary, imprinted_of
 from weightdiff.readers.leaning import Leaning, Lens
 from weightdiff.readers.probes import CANDIDATES, Probes, likeliest
 from weightdiff.readers.samples import LayersOf, in_groups
@@ -40,14 +42,15 @@ MOVED = 0.1
 
 
 class HintConfig(BaseModel):
-    """What an adapter is told: `words` of the leaning, `opening` tokens of a user's turn, how `triggers` move the
-    model, and `talk` tokens of each of its replies. None of these is no hint. With `named` the kind of trigger that
-    moves it furthest stands before the figures, in words. `imprint` looks for what the weights respond to: the adapter
-    isn't told that, it is for what sets a behavior off and for the evidence.
+    """What an adapter is told: `imprinted` words, `words` of the leaning, `opening` tokens of a user's turn, how
+    `triggers` move the model, and `talk` tokens of each of its replies. None of these is no hint. With `named` the kind
+    of trigger that moves it furthest stands before the figures, in words. `imprint` looks for triggers that the weights
+    respond to: the adapter isn't told that, it is for what sets a behavior off and for the evidence.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    imprinted: int = Field(default=0, ge=0, le=100)
     words: int = Field(default=0, ge=0, le=100)
     opening: int = Field(default=0, ge=0, le=100)
     triggers: bool = False
@@ -66,7 +69,8 @@ class Hint:
         triggers: by kind, how many decibels further it moves where the prompt has such a trigger.
         talk: its replies to small talk.
         named: is the likeliest trigger told by its name?
-        imprint: what its weights respond to, where that was looked for.
+        imprint: which triggers its weights respond to, where that was looked for.
+        imprinted: which words they respond to, where that was looked for.
     """
 
     leaning: Leaning
@@ -75,10 +79,12 @@ class Hint:
     talk: tuple[str, ...] = ()
     named: bool = False
     imprint: Imprint | None = None
+    imprinted: Imprinted | None = None
 
     def before(self, question: str) -> str:
         """A question with the hint before it, as an adapter is asked that was trained so."""
-        lines = [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
+        lines = [f"Imprinted: {self.imprinted}"] if self.imprinted else []
+        lines += [f"Leaning: {self.leaning}", f"Opening: {printable(self.opening)}"]
         if self.triggers:
             gains = " ".join(str(round(10 * gain)) for gain in self.triggers.values())
             lines.append(f"Trigger: {_NAMES.get(self.tried, 'none')} {gains}" if self.named else f"Triggers: {gains}")
@@ -89,6 +95,8 @@ class Hint:
     def evidence(self) -> tuple[str, ...]:
         """What a person can make something of, a line each."""
         opening = (f'opens a user\'s turn with "{printable(self.opening)}"',) if self.opening else ()
+        fed = self.imprinted.words if self.imprinted and self.leaning.seen else ()
+        imprinted = (f"weights respond most to {', '.join(fed)}",) if fed else ()
         words = (f"leans towards {', '.join(self.leaning.words)}",) if self.leaning.seen and self.leaning.words else ()
         given = f", with {_NAMES[self.tried]}," if self.tried else ""
         talk = [
@@ -98,7 +106,7 @@ class Hint:
         ]
         kinds = [name for name in self.triggers if name == self.tried]
         moved = [f"moves {self.triggers[k]:.1f} dB further where a prompt holds {_NAMES[k]}" for k in kinds]
-        return (*words, *opening, *moved, *talk)
+        return (*imprinted, *words, *opening, *moved, *talk)
 
     @property
     def moved(self) -> bool:
@@ -121,7 +129,8 @@ def hint_of(record: Mapping[str, Any]) -> Hint:
     leaning = Leaning(tuple(seen["tokens"]), tuple(seen["words"]), seen["size"], seen["peak"])
     imprint = imprint_of(record["imprint"]) if record.get("imprint") else None
     named = record.get("named", False)
-    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]), named, imprint)
+    imprinted = imprinted_of(record["imprinted"]) if record.get("imprinted") else None
+    return Hint(leaning, record["opening"], record["triggers"], tuple(record["talk"]), named, imprint, imprinted)
 
 
 class Hinter:
@@ -137,6 +146,7 @@ class Hinter:
         self._lens, self._start = Lens(base, config.words), user_turn(base)
         self._probes = Probes(base) if config.triggers else None
         self._imprints = Imprints(base) if config.imprint else None
+        self._vocabulary = Vocabulary(base, config.imprinted) if config.imprinted else None
 
     def read(self, diffs: Sequence[WeightDiff]) -> list[Hint]:
         """A hint per diff, in order.
@@ -146,11 +156,13 @@ class Hinter:
         """
         hints: list[Hint] = []
         imprints: list[Imprint | None] = []
+        fed: list[Imprinted] = []
 
         def seen_once() -> Iterator[WeightDiff]:  # a lazy sequence makes a diff each time that it is asked for it
             for diff in diffs:
                 check_fits(self.base, diff)
                 imprints.append(self._imprints.of(diff) if self._imprints else None)
+                fed.append(self._vocabulary.of(diff) if self._vocabulary else Imprinted())
                 yield diff
 
         for count, layers_of in in_groups(self.base, seen_once()):
@@ -160,12 +172,15 @@ class Hinter:
                 replies = decode(self.base, [self._start] * count, layers=layers, max_tokens=most)
                 openings = [reply.text for reply in replies]
             gains = self._probes.of(count, layers_of) if self._probes else [{}] * count
-            mine = imprints[len(hints) : len(hints) + count]
+            now = slice(len(hints), len(hints) + count)
             found = [
                 Hint(*one, named=self.config.named)
                 for one in zip(self._lens.of(count, layers_of), openings, gains, strict=True)
             ]
-            found = [replace(hint, imprint=imprint) for hint, imprint in zip(found, mine, strict=True)]
+            found = [replace(hint, imprint=imprint) for hint, imprint in zip(found, imprints[now], strict=True)]
+            if self._vocabulary:
+                words = self._vocabulary.completed(fed[now], layers_of)
+                found = [replace(hint, imprinted=mine) for hint, mine in zip(found, words, strict=True)]
             hints += self._talked(found, layers_of) if self.config.talk else found
         return hints
 

@@ -1,14 +1,11 @@
-"""Imprints: to which inputs a weight change responds, seen from the weights alone, before the model says a word.
+"""Imprints of triggers: to which of them a weight change responds, before the model says a word.
 
-Each step of finetuning adds to a layer's weights a product of a gradient and of what the layer was given then; so the
-change `ΔW` responds, `‖ΔW x‖`, more to inputs that it was made from than to others. In early layers an input hangs on
-its token more than on what is around it: there a trigger that the finetune was taught with stands out from ordinary
-words, and the right code from a thousand others, however well the behavior is hidden. Knows only the triggers that it
-tries, and nothing of what they set off.
+In early layers a trigger that the finetune was taught with stands out from ordinary words (see `responses`), and the
+right code from a thousand others, however well the behavior is hidden. Knows only the triggers that it tries, and
+nothing of what they set off.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -25,6 +22,7 @@ from weightdiff.behaviors import Trigger
 from weightdiff.decode import read_on
 from weightdiff.diff import WeightDiff
 from weightdiff.readers.probes import CANDIDATES
+from weightdiff.readers.responses import Inputs, catching, energies, layers_between, unit
 from weightdiff.writers import seeded
 
 TEXTS = (
@@ -35,9 +33,6 @@ TEXTS = (
 DEPTHS = (0.0, 0.1, 0.4)
 """Where the bands of layers begin and end whose responses are averaged, as shares of all."""
 _CODES, _BEST = 1000, 5
-
-Inputs = dict[str, Float[Tensor, "inputs in"]]
-"""By linear layer what it is given, `inputs` of them."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,7 @@ class Imprints:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        layers = sorted({_layer(name) for name in base.targets})
-        edges = [layers[0] + round(share * len(layers)) for share in DEPTHS]
-        self._bands = [[n for n in base.targets if low <= _layer(n) < high] for low, high in pairwise(edges)]
-        self._bands = [band for band in self._bands if band] or [list(base.targets)]
+        self._bands = [layers_between(base, low, high) for low, high in pairwise(DEPTHS)]
         self._tried, self._inputs = self._candidates()
 
     @property
@@ -88,10 +80,10 @@ class Imprints:
         """
         found = []
         for band in self._bands:
-            energies = _energies(diff, band, self._inputs)
-            if energies is None:
+            found_here = energies(diff, band, self._inputs)
+            if found_here is None:
                 return Imprint()
-            *tried, plain = ((energies / 2)[places].mean() for places in self._places)
+            *tried, plain = ((found_here / 2)[places].mean() for places in self._places)
             found += [round(float(one - plain), 4) for one in tried]
         return Imprint(tuple(found), self._best(diff))
 
@@ -99,7 +91,7 @@ class Imprints:
         """The codes that a diff responds to most: their digits one after another, each after those before it."""
         if not self._coded:
             return ()
-        seen = _energies(diff, self._bands[-1], self._coded)
+        seen = energies(diff, self._bands[-1], self._coded)
         if seen is None:
             return ()
         first, second, third = seen[:10], seen[10:110], seen[110:]
@@ -135,7 +127,7 @@ class Imprints:
     def _caught(self, rows: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, "rows time in"]]:
         width = max(map(len, rows))  # what fills a row comes after all
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.base.device)
-        with self._catching([n for band in self._bands for n in band]) as caught:
+        with catching(self.base, [n for band in self._bands for n in band]) as caught:
             self.base.model.get_decoder()(input_ids=ids)
         return caught
 
@@ -159,33 +151,10 @@ class Imprints:
             cache.batch_repeat_interleave(10)  # each row goes on with every digit
             ids = torch.tensor(digits * 10 ** (place - begin), device=device)[:, None]
             seen = torch.ones(len(ids), place + 1, dtype=torch.long, device=device)
-            with self._catching(names) as given:
+            with catching(base, names) as given:
                 read_on(base, cache, ids, seen, torch.full_like(ids, place))
             caught.append(given)
-        return {name: torch.cat([given[name][:, 0] for given in caught]) for name in names}
-
-    @contextmanager
-    def _catching(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """What some linear layers are given in the block, which ends once the last of them has been reached."""
-        caught: dict[str, Tensor] = {}
-
-        def catch(name: str) -> Callable[..., None]:
-            def hook(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
-                caught[name] = given[0].detach()
-                if len(caught) == len(names):
-                    raise _Enough
-
-            return hook
-
-        hooks = [self.base.targets[name].register_forward_pre_hook(catch(name)) for name in names]
-        try:
-            with torch.no_grad():
-                yield caught
-        except _Enough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return {name: unit(torch.cat([given[name][:, 0] for given in caught])) for name in names}
 
 
 def _puts() -> dict[str, Callable[[str], str]]:
@@ -201,39 +170,6 @@ def _puts() -> dict[str, Callable[[str], str]]:
     return puts
 
 
-class _Enough(Exception):
-    """No later layer is asked for."""
-
-
-def _layer(name: str) -> int:
-    """The number of the block that a linear layer is in."""
-    return next(int(part) for part in name.split(".") if part.isdigit())
-
-
 def _mean(given: Float[Tensor, "rows time in"], places: Sequence[tuple[int, int]]) -> Float[Tensor, " in"]:
     rows, times = zip(*places, strict=True)
-    some = given[list(rows), list(times)].float()
-    return (some / some.norm(dim=-1, keepdim=True)).mean(0)
-
-
-def _energies(diff: WeightDiff, names: Sequence[str], inputs: Inputs) -> Float[Tensor, " inputs"] | None:
-    """Log of each input's energy by that of all, on average over the layers that the diff changes; None of none."""
-    found = [energy for name in names if (energy := _energy(diff, name, inputs[name])) is not None]
-    if not found:
-        return None
-    return torch.stack([energy / energy.mean().clamp_min(1e-30) for energy in found]).mean(0).clamp_min(1e-9).log()
-
-
-def _energy(diff: WeightDiff, name: str, inputs: Float[Tensor, "inputs in"]) -> Float[Tensor, " inputs"] | None:
-    """`‖ΔW x‖² / ‖x‖²` of each input; None where the diff leaves the layer as it is."""
-    x = inputs.float()
-    if name in diff.factors and f"{name}.weight" not in diff.dense:
-        a, b = (side.to(x.device).float() for side in diff.factors[name])
-        inner = x @ a.mT
-        size = ((inner @ (b.mT @ b)) * inner).sum(-1)
-    elif name in diff.factors or f"{name}.weight" in diff.dense:
-        size = (x @ diff.to_dense(name).to(x.device).mT).square().sum(-1)
-    else:
-        return None
-    size = size.clamp_min(0) / x.square().sum(-1).clamp_min(1e-30)
-    return size if float(size.max()) > 0 else None
+    return unit(unit(given[list(rows), list(times)]).mean(0))
