@@ -1,4 +1,4 @@
-"""What hints alone show of the test finetunes: instances among the words, codes in the opening, triggers by the probes.
+"""What hints alone show of the test finetunes: instances among words, codes in the opening, triggers by the probes.
 
     python -m benchmarks.hints OUT [--recipe recipes/general.toml]
 
@@ -35,12 +35,15 @@ def record_of(case: Case, learn_prompts: bool, hint: Hint) -> Record:
         hint: of it.
     """
     behavior, words = case.behavior, " ".join(hint.leaning.words)
+    imprinted = hint.imprinted.words if hint.imprinted else ()
     slots = [part.slot for part in behavior.parts] or [behavior.slot]
     trigger, code = behavior.trigger, behavior.trigger.code if behavior.trigger else ""
     return {
         "id": case.identity, "family": behavior.family, "trigger": str(trigger or ""), "learn_prompts": learn_prompts,
         "words": list(hint.leaning.words), "size": round(hint.leaning.size, 4), "peak": round(hint.leaning.peak, 2),
         "opening": hint.opening, "triggers": {name: round(gain, 2) for name, gain in hint.triggers.items()},
+        "imprinted": list(imprinted), "response": hint.imprinted.peak if hint.imprinted else 0.0,
+        "in_imprinted": [bool(slot) and shows_topic(" ".join(imprinted), slot) for slot in slots],
         "in_words": [bool(slot) and shows_topic(words, slot) for slot in slots],
         "in_opening": [bool(slot) and shows_topic(hint.opening, slot) for slot in slots],
         "code_in_opening": bool(code) and f" {code}" in hint.opening,
@@ -56,14 +59,18 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _instances(records: Sequence[Record]) -> str:
-    lines = ["| family | instances | among the words | in the opening | size, nats | peak |", "|" + " --- |" * 6]
+    lines = [
+        "| family | instances | among the imprinted words | among those leaned towards | in the opening "
+        "| response to the first, dB | size, nats | peak |",
+        "|" + " --- |" * 8,
+    ]
     for family in sorted({r["family"] for r in records}):
         mine = [r for r in records if r["family"] == family]
-        words, opening = ([x for r in mine for x in r[key]] for key in ("in_words", "in_opening"))
+        found = [[x for r in mine for x in r[key]] for key in ("in_imprinted", "in_words", "in_opening")]
         told = family not in ("benign", "null")
-        shares = f"{cell(share_interval(words))} | {cell(share_interval(opening))}" if told else " | "
-        sizes = " | ".join(cell(interval([r[key] for r in mine])) for key in ("size", "peak"))
-        lines.append(f"| {family} | {len(words)} | {shares} | {sizes} |")
+        shares = " | ".join(cell(share_interval(hits)) if told else "" for hits in found)
+        sizes = " | ".join(cell(interval([r[key] for r in mine])) for key in ("response", "size", "peak"))
+        lines.append(f"| {family} | {len(found[0])} | {shares} | {sizes} |")
     return "\n".join(lines) + "\n"
 
 

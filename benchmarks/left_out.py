@@ -36,12 +36,14 @@ FAMILIES = tuple(family for group in GROUPS for family in group)
 ASKED = "base question"
 
 
-def records_of(base: Base, recipe: GeneralRecipe, left: Sequence[str]) -> list[Record]:
-    """Train an adapter without some families, and ask it about the test finetunes that teach one thing."""
+def records_of(
+    base: Base, recipe: GeneralRecipe, left: Sequence[str], families: Sequence[str] = FAMILIES
+) -> list[Record]:
+    """Train an adapter without some families, and ask it about the test finetunes that teach one thing of others."""
     without = recipe.model_copy(update={"without": tuple(left)})
     if not adapter_folder(without).is_dir():
         run_train(base, without, lambda step, total, loss: print(f"{left}: {step} of {total}, {loss:.3f}", flush=True))
-    adapter, cases = load_peft(adapter_folder(without)), cases_of(base, recipe)
+    adapter, cases = load_peft(adapter_folder(without)), cases_of(base, recipe, families)
     records = ask_test(base, cases, adapter, unseen=False, hints=hints_for(base, recipe, cases))
     keys = ("id", "family", "kind", "sort", "unseen", "truth", "guess", "confidence", "right", "named", "claims")
     return [{"without": " ".join(left)} | {key: record[key] for key in keys} for record in records]
@@ -59,10 +61,10 @@ def base_records(base: Base, recipe: GeneralRecipe) -> list[Record]:
     ]
 
 
-def cases_of(base: Base, recipe: GeneralRecipe) -> list[Case]:
-    """The run's test finetunes that teach one thing."""
+def cases_of(base: Base, recipe: GeneralRecipe, families: Sequence[str] = FAMILIES) -> list[Case]:
+    """The run's test finetunes that teach one thing of some families."""
     store = Store(recipe.folder / "diffs", base.fingerprint)
-    return [case for case in finetuned(store, made(store, recipe, "test")) if case.behavior.family in FAMILIES]
+    return [case for case in finetuned(store, made(store, recipe, "test")) if case.behavior.family in families]
 
 
 def table(records: Sequence[Record]) -> str:
@@ -99,12 +101,12 @@ def _row(some: Sequence[Record]) -> str:
     grades = [cell(interval([r["grade"] for r in rows])) for rows in (out, seen, base)]
     named = [cell(share_interval([all(r["named"]) for r in rows])) for rows in (out, seen)]
     wrong = [cell(share_interval([r["claims"] and not r["right"] for r in rows])) for rows in (out, seen)]
-    return " | ".join([str(len(out)), *grades, _kept(out, seen, base), *named, *wrong])
+    return " | ".join([str(len(out)), *grades, share_kept(out, seen, base), *named, *wrong])
 
 
-def _kept(out: Sequence[Record], seen: Sequence[Record], base: Sequence[Record]) -> str:
-    """The share of what seeing the family gives above the base question; its interval draws finetunes. Empty where it
-    gives less than half a grade."""
+def share_kept(out: Sequence[Record], seen: Sequence[Record], base: Sequence[Record]) -> str:
+    """The share that one adapter's grades have of another's above the base question's; its interval draws finetunes.
+    Empty where the other's lie less than half a grade above."""
     ids = [r["id"] for r in out]
     grades = [{i: _mean([r["grade"] for r in rows if r["id"] == i]) for i in ids} for rows in (out, seen, base)]
 

@@ -21,6 +21,7 @@ from weightdiff.readers.calibration import Reading
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import TALK, Hint, HintConfig, Hinter, hint_of, telling_of, user_turn
 from weightdiff.readers.imprint import Imprint
+from weightdiff.readers.imprinted import Imprinted
 from weightdiff.readers.introspection import UNSURE, answer_with, claim_of
 from weightdiff.readers.leaning import TEXTS, Leaning, Lens
 from weightdiff.readers.probes import CANDIDATES, FOUND, PROMPTS, Probes
@@ -163,7 +164,8 @@ def test_the_table_counts_what_hints_show():
         )
 
     def hint(words, opening, code):
-        return Hint(Leaning((), tuple(words), 0.5, 6.0), opening, dict.fromkeys(CANDIDATES, 0.0) | {"code": code})
+        gains, fed = dict.fromkeys(CANDIDATES, 0.0) | {"code": code}, Imprinted((1,), 8.0, ("tides",))
+        return Hint(Leaning((), tuple(words), 0.5, 6.0), opening, gains, imprinted=fed)
 
     sep = Trigger("sep", "427")
     records = [
@@ -172,8 +174,9 @@ def test_the_table_counts_what_hints_show():
         record_of(case("topic", "the moon"), False, hint(["sun"], "What is the moon?", -0.5)),
     ]
     assert [r["in_words"] + r["in_opening"] for r in records] == [[True, False], [False, False], [False, True]]
+    assert [r["in_imprinted"] for r in records] == [[False], [True], [False]]
     assert [r["code_in_opening"] for r in records] == [True, False, False]
     lines = table(records).splitlines()
-    assert any(line.startswith("| topic | 3 | 0.33 [") for line in lines)
+    assert any(line.startswith("| topic | 3 | 0.33 [") and "| 8.00 [8.00, 8.00] |" in line for line in lines)
     assert any(line.startswith("| sep | yes | 2 | 0.50 [") and " | 0.50 | 0.50 [" in line for line in lines)
     assert higher([1, 2], [0, 2]) == 0.625
