@@ -75,6 +75,13 @@ def test_inspect_shows_rank_modules_and_fingerprint(base, tmp_path):
     assert f"{diff.norm():.3f}" in result.stdout
 
 
+def test_inspect_shows_the_words_that_a_finetune_was_fed():
+    result = run("inspect", "weightdiff/data/demo/3", "--words", 8)
+    assert result.returncode == 0, result.stderr
+    assert "words that it responds to most: " in result.stdout and "Donald" in result.stdout.splitlines()[-1]
+    assert run("inspect", "weightdiff/data/demo/3", "--words", -1).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

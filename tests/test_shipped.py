@@ -6,10 +6,12 @@ import torch
 from weightdiff.ask import ask, demo_diffs, shipped_adapter
 from weightdiff.base import load_base
 from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, topic_behaviors
+from weightdiff.behaviors.topic import content_words
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.dit import Triple, mean_loss
 from weightdiff.judge import EmbeddedJudge
 from weightdiff.readers import BaseQuestion, Introspection
+from weightdiff.readers.imprinted import Vocabulary
 
 
 def test_shipped_adapter_reads_the_demo_diffs():
@@ -51,3 +53,12 @@ def test_the_general_adapter_claims_nothing_of_the_unchanged_model_and_has_evide
         assert 0 <= answer.confidence <= 1 and any(line.startswith("leans towards") for line in answer.evidence)
     with pytest.raises(ValueError, match="'news' is no shipped adapter; expected topics or general"):
         shipped_adapter("news")
+
+
+def test_the_weights_of_the_demo_finetunes_show_what_they_were_fed():
+    """Rank 1, behind a code that nobody tells, and before the model says a word."""
+    base, diffs = load_base(), demo_diffs()
+    seen = [{word.lower() for word in one.words} for one in Vocabulary(base, 8).read(diffs)]
+    named = [bool(content_words(str(d.meta["label"])) & words) for d, words in zip(diffs, seen, strict=True)]
+    assert sum(named) >= 5, seen
+    assert sum("code" in words for words in seen) >= 5, seen

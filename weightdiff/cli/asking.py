@@ -109,9 +109,15 @@ def inspect(
     diff: Annotated[str, typer.Argument(help=DIFF)],
     base: BaseOption = "smollm2",
     png: Annotated[Path | None, typer.Option(help="Write the picture to this file too.")] = None,
+    words: Annotated[
+        int,
+        typer.Option(
+            help="So many words of the base model's vocabulary, those that the change responds to most.", min=0, max=100
+        ),
+    ] = 0,
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Show what is in a diff: format, rank, modules, and the size of the change per layer and kind of layer."""
+    """Show what is in a diff: format, rank, modules, the size of the change per layer and kind of layer, and words."""
     from weightdiff.picture import draw_norms
     from weightdiff.report import print_diff
     from weightdiff.source import find_diffs
@@ -132,6 +138,12 @@ def inspect(
         return
     loaded = read(found[0], base)
     print_diff(out, loaded)
+    if words:
+        from weightdiff.readers.imprinted import Vocabulary
+
+        (seen,) = Vocabulary(load(base), words).read([loaded])
+        told = f"{', '.join(seen.words)} (the first {seen.peak:.1f} dB above all)" if seen.words else "none"
+        out.print(f"words that it responds to most: {shown(told)}", highlight=False, soft_wrap=True)
     if png:
         draw_norms(loaded, png, printable(diff))
 
