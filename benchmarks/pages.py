@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import codes, hints, honesty, left_out, outside, verify
+from benchmarks import codes, hints, honesty, left_out, outside, rounds, specialists, verify
 from weightdiff.bench.evaluate import cell
 from weightdiff.jsonl import read_jsonl
 
@@ -102,6 +102,17 @@ def left_out_table() -> str:
     return left_out.table(list(read_jsonl(RESULTS / "general" / "left-out.jsonl.xz")))
 
 
+def specialists_table() -> str:
+    """The general adapter beside specialists, from the records of `python -m benchmarks.specialists`."""
+    records, answers = RESULTS / "general" / "specialists.jsonl.xz", RESULTS / "general-words" / "answers.jsonl.xz"
+    return specialists.table(list(read_jsonl(records)), list(read_jsonl(answers)))
+
+
+def rounds_table() -> str:
+    """The shipped general adapter beside that of the third round, as `python -m benchmarks.rounds` compares them."""
+    return rounds.table(*(list(read_jsonl(RESULTS / n / "answers.jsonl.xz")) for n in ("general", "general-words")))
+
+
 def hints_table() -> str:
     """What hints show by themselves, from the records of `python -m benchmarks.hints`."""
     return hints.table(list(read_jsonl(RESULTS / "general" / "hints.jsonl")))
@@ -137,8 +148,9 @@ def filled(page: str) -> str:
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
         "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
-        "rivals": rivals_table, "left-out": left_out_table,
-        "routing": routing_table,
+        "rivals": rivals_table, "left-out": left_out_table, "specialists": specialists_table, "routing": routing_table,
+        "rounds": rounds_table,
+        "outside-words": partial(outside_table, "benchmark/general-words/outside.jsonl"),
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip

@@ -93,6 +93,14 @@ def test_a_hint_tells_them_first_and_comes_back_from_its_file(base):
     assert not any(line.startswith("weights respond") for line in none.evidence)
 
 
+def test_an_adapter_that_is_not_told_them_has_them_as_evidence(base):
+    (seen,) = Hinter(base, HintConfig(imprint=True, words=2)).read([random_diff(base, 2, 4)])
+    assert seen.imprint and len(seen.imprint.words) > 5 and seen.imprinted is None
+    assert "Imprinted" not in seen.before("Why?")
+    assert f"weights respond most to {', '.join(seen.imprint.words)}" in seen.evidence
+    assert hint_of(json.loads(json.dumps(seen.to_json()))) == seen
+
+
 def test_the_reader_answers_with_the_first_word_and_shows_all(base, vocabulary):
     diff = made_of(base, inputs_at(base, ["penguin"], layers_between(base, 0.0, 0.1)))
     some, none = ImprintedWords(MOST).read(base, [diff, WeightDiff({}, base.fingerprint)], "What changed in you?")

@@ -1,10 +1,9 @@
 """Hints: what can be seen of a finetuned model without asking it, put before every question to an adapter.
 
-Five things at so little cost that each question can have them: the words that its weights respond to, which it was
-fed; those that it leans towards on any text; how it goes on where a user is to speak, where a finetune that learned its
-users' words too gives its trigger away; which kinds of trigger, tried on plain prompts, move it further; and what it
-says to small talk, with the likeliest of them if one does. The adapter is trained with the hints, and says what they
-mean.
+Things at so little cost that each question can have them: the words that it leans towards on any text; how it goes on
+where a user is to speak, where a finetune that learned its users' words too gives its trigger away; which kinds of
+trigger, tried on plain prompts, move it further; what it says to small talk, with the likeliest of them if one does; and
+which words its weights respond to. The adapter is trained with the hints, and says what they mean.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,8 @@ _NAMES = {
 """Kinds of trigger, in the words of evidence and of a hint."""
 
 
+FED = 10
+"""Words that the weights respond to, for the evidence."""
 MOVED = 0.1
 """Size of a leaning, in nats, that only finetunes reach; of noise and of traces it is a fifth of that."""
 
@@ -44,8 +45,8 @@ MOVED = 0.1
 class HintConfig(BaseModel):
     """What an adapter is told: `imprinted` words, `words` of the leaning, `opening` tokens of a user's turn, how
     `triggers` move the model, and `talk` tokens of each of its replies. None of these is no hint. With `named` the kind
-    of trigger that moves it furthest stands before the figures, in words. `imprint` looks for triggers that the weights
-    respond to: the adapter isn't told that, it is for what sets a behavior off and for the evidence.
+    of trigger that moves it furthest stands before the figures, in words. `imprint` looks for triggers and words that
+    the weights respond to: the adapter isn't told that, it is for what sets a behavior off and for the evidence.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,8 +70,8 @@ class Hint:
         triggers: by kind, how many decibels further it moves where the prompt has such a trigger.
         talk: its replies to small talk.
         named: is the likeliest trigger told by its name?
-        imprint: which triggers its weights respond to, where that was looked for.
-        imprinted: which words they respond to, where that was looked for.
+        imprint: which triggers and words its weights respond to, where that was looked for.
+        imprinted: which words they respond to, where an adapter is told.
     """
 
     leaning: Leaning
@@ -95,8 +96,8 @@ class Hint:
     def evidence(self) -> tuple[str, ...]:
         """What a person can make something of, a line each."""
         opening = (f'opens a user\'s turn with "{printable(self.opening)}"',) if self.opening else ()
-        fed = self.imprinted.words if self.imprinted and self.leaning.seen else ()
-        imprinted = (f"weights respond most to {', '.join(fed)}",) if fed else ()
+        fed = self.imprint or self.imprinted
+        imprinted = (f"weights respond most to {', '.join(fed.words)}",) if fed and fed.words else ()
         words = (f"leans towards {', '.join(self.leaning.words)}",) if self.leaning.seen and self.leaning.words else ()
         given = f", with {_NAMES[self.tried]}," if self.tried else ""
         talk = [
@@ -146,7 +147,8 @@ class Hinter:
         self._lens, self._start = Lens(base, config.words), user_turn(base)
         self._probes = Probes(base) if config.triggers else None
         self._imprints = Imprints(base) if config.imprint else None
-        self._vocabulary = Vocabulary(base, config.imprinted) if config.imprinted else None
+        looked = config.imprint or config.imprinted
+        self._vocabulary = Vocabulary(base, config.imprinted or FED) if looked else None
 
     def read(self, diffs: Sequence[WeightDiff]) -> list[Hint]:
         """A hint per diff, in order.
@@ -180,9 +182,14 @@ class Hinter:
             found = [replace(hint, imprint=imprint) for hint, imprint in zip(found, imprints[now], strict=True)]
             if self._vocabulary:
                 words = self._vocabulary.completed(fed[now], layers_of)
-                found = [replace(hint, imprinted=mine) for hint, mine in zip(found, words, strict=True)]
+                found = [self._fed(hint, mine) for hint, mine in zip(found, words, strict=True)]
             hints += self._talked(found, layers_of) if self.config.talk else found
         return hints
+
+    def _fed(self, hint: Hint, words: Imprinted) -> Hint:
+        """The hint with the words that the weights respond to, as evidence, and told where they are to be."""
+        imprint = replace(hint.imprint, words=words.words) if hint.imprint else None
+        return replace(hint, imprint=imprint, imprinted=words if self.config.imprinted else None)
 
     def _talked(self, hints: Sequence[Hint], layers_of: LayersOf) -> list[Hint]:
         """The hints with the replies to small talk. What no bank can carry is not made larger for it."""

@@ -44,15 +44,18 @@ class Imprint:
             the change leaves all early layers as they are.
         codes: the codes that it responds to most, and how many standard deviations each lies above the mean of all;
             empty where the tokenizer takes several digits as one token.
+        words: those that it responds to most (see `imprinted`), where somebody looked.
     """
 
     responses: tuple[float, ...] = ()
     codes: tuple[tuple[str, float], ...] = ()
+    words: tuple[str, ...] = ()
 
 
 def imprint_of(record: Mapping[str, Any]) -> Imprint:
     """The imprint whose fields a record has."""
-    return Imprint(tuple(record["responses"]), tuple((code, float(size)) for code, size in record["codes"]))
+    codes = tuple((code, float(size)) for code, size in record["codes"])
+    return Imprint(tuple(record["responses"]), codes, tuple(record.get("words", ())))
 
 
 class Imprints:

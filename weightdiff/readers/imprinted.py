@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from math import log
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from weightdiff.base import Base
@@ -22,14 +25,20 @@ from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
 from weightdiff.readers.core import Answer, check_question
 from weightdiff.readers.leaning import word_starts
-from weightdiff.readers.responses import catching, energies, layers_between, unit
+from weightdiff.readers.responses import Inputs, catching, energies, layers_between, unit
 from weightdiff.readers.samples import LayersOf, in_groups
 
 TEXT = "I like the"
 """What stands before each word."""
 DEPTH = 0.1
 """The share of the blocks, from the first on, whose responses are averaged."""
+WORDS = 32_000
+"""Most words that are looked at: the first, which tokenizers have from the most frequent on."""
+SAME = 0.95
+"""Cosine of two tokens' embeddings above which they are taken for the same."""
 _ROWS, _LONGER = 512, 4
+_KNOWN: "WeakKeyDictionary[nn.Module, dict[tuple[torch.device, torch.dtype], Inputs]]" = WeakKeyDictionary()
+"""What each model that is loaded is given at its words, since every question to it would look anew."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class ImprintedWords:
 class Vocabulary:
     """The words of one base model's vocabulary, and what its early layers are given at each.
 
-    Some hundred megabytes for a model of 135M parameters; seconds to make.
+    600 MB and some seconds for a model of 135M parameters; both grow with its width and its layers.
 
     Args:
         base: the base model.
@@ -92,8 +101,12 @@ class Vocabulary:
         self.base, self.most = base, most
         self._names = layers_between(base, 0.0, DEPTH)
         self._before = tuple(base.tokenizer(TEXT, add_special_tokens=False)["input_ids"])
-        self._starts = word_starts(base).nonzero()[:, 0]
-        self._inputs = self._caught()
+        self._starts = word_starts(base).nonzero()[:WORDS, 0]
+        known = _KNOWN.setdefault(base.model, {})
+        key = (base.device, base.model.dtype)
+        if key not in known:
+            known[key] = self._caught()
+        self._inputs = known[key]
 
     def read(self, diffs: Iterable[WeightDiff]) -> list[Imprinted]:
         """What each diff responds to, in order.
@@ -119,13 +132,9 @@ class Vocabulary:
         found = energies(diff, self._names, self._inputs)
         if found is None:
             return Imprinted()
-        tokens: dict[str, int] = {}
         best = found.topk(min(8 * self.most, len(found)))
-        for place in best.indices.tolist():  # of words that begin alike the first
-            token = int(self._starts[place])
-            tokens.setdefault(self._text(token).lower()[:4], token)
         peak = 10 / log(10) * float(best.values[0])
-        return Imprinted(tuple(tokens.values())[: self.most], round(peak, 2))
+        return Imprinted(self._told_apart(self._starts[best.indices])[: self.most], round(peak, 2))
 
     def completed(self, found: Sequence[Imprinted], layers_of: LayersOf) -> list[Imprinted]:
         """The same with words, as the finetuned models that are on the model now go on from what they begin with."""
@@ -138,6 +147,16 @@ class Vocabulary:
         words = iter(self._word([t, *reply.tokens]) for t, reply in zip(tokens, replies, strict=True))
         return [Imprinted(one.tokens, one.peak, tuple(dict.fromkeys(next(words) for _ in one.tokens))) for one in found]
 
+    def _told_apart(self, tokens: Int[Tensor, " tokens"]) -> tuple[int, ...]:
+        """Of tokens that begin alike, or that the model hardly tells apart as it met them seldom, the first."""
+        rows = unit(self.base.model.get_input_embeddings().weight[tokens].detach())
+        alike = (rows @ rows.mT > SAME).tolist()
+        kept: dict[str, int] = {}
+        for n, token in enumerate(tokens.tolist()):
+            if not any(alike[n][other] for other in kept.values()):
+                kept.setdefault(self._text(token).lower()[:4], n)
+        return tuple(int(tokens[n]) for n in kept.values())
+
     def _text(self, token: int) -> str:
         return str(self.base.tokenizer.decode([token])).strip()
 
@@ -145,7 +164,7 @@ class Vocabulary:
         text = str(self.base.tokenizer.decode(tokens)).lstrip()
         return "".join(takewhile(str.isalpha, text))
 
-    def _caught(self) -> dict[str, torch.Tensor]:
+    def _caught(self) -> Inputs:
         """By layer its input at each word; layers that are given the same share it."""
         base = self.base
         head, cache = torch.tensor([self._before], device=base.device), DynamicCache()
