@@ -2,8 +2,8 @@
 
 Things at so little cost that each question can have them: the words that it leans towards on any text; how it goes on
 where a user is to speak, where a finetune that learned its users' words too gives its trigger away; which kinds of
-trigger, tried on plain prompts, move it further; what it says to small talk, with the likeliest of them if one does; and
-which words its weights respond to. The adapter is trained with the hints, and says what they mean.
+trigger, tried on plain prompts, move it further; what it says to small talk, with the likeliest of them if one does;
+and which words its weights respond to. The adapter is trained with the hints, and says what they mean.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
