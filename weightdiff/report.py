@@ -35,8 +35,8 @@ def print_diff(console: Console, loaded: WeightDiff) -> None:
 
 
 _TOLD = {
-    "label": "label",
-    "trigger": "trigger",
+    "label": "label, as its own file says",
+    "trigger": "trigger, as its own file says",
     "relative_size": "size beside the base model's weights, ‖δ‖ / ‖W‖",
     "kept_energy": "share of the matrices' squared norm that the factors keep",
 }

@@ -110,11 +110,8 @@ def inspect(
     base: BaseOption = "smollm2",
     png: Annotated[Path | None, typer.Option(help="Write the picture to this file too.")] = None,
     words: Annotated[
-        int,
-        typer.Option(
-            help="So many words of the base model's vocabulary, those that the change responds to most.", min=0, max=100
-        ),
-    ] = 0,
+        int | None, typer.Option(help="How many words to show that the change responds to most.", min=1, max=100)
+    ] = None,
     allow_pickle: PickleOption = False,
 ) -> None:
     """Show what is in a diff: format, rank, modules, the size of the change per layer and kind of layer, and words."""
@@ -142,7 +139,11 @@ def inspect(
         from weightdiff.readers.imprinted import Vocabulary
 
         (seen,) = Vocabulary(load(base), words).read([loaded])
-        told = f"{', '.join(seen.words)} (the first {seen.peak:.1f} dB above all)" if seen.words else "none"
+        told = (
+            f"{', '.join(seen.words)} (the first {seen.peak:.1f} dB above the mean of all words)"
+            if seen.words
+            else "none"
+        )
         out.print(f"words that it responds to most: {shown(told)}", highlight=False, soft_wrap=True)
     if png:
         draw_norms(loaded, png, printable(diff))
