@@ -22,6 +22,7 @@ from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, Behavior, behavior_of,
 from weightdiff.bench.evaluate import cell, interval, share_interval, versions
 from weightdiff.diff import WeightDiff
 from weightdiff.formats import load_peft
+from weightdiff.general.cases import is_full
 from weightdiff.general.nulls import null_kind, null_of
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, BaseQuestion, Fused, Introspection
@@ -35,12 +36,12 @@ KEPT = 0.95
 
 
 def cases_of(store: Store, split: str, n: int, seed: int = 0) -> list[tuple[str, Behavior, WeightDiff]]:
-    """Of a split's finetunes `n`, drawn at random, and as many nulls as a third of them.
+    """Of a split's low-rank finetunes `n`, drawn at random, and as many nulls as a third of them.
 
     Raises:
         ValueError: the store has none of that split.
     """
-    ids = [i for i in store.ids() if i.startswith(f"{split} ")]
+    ids = [i for i in store.ids() if i.startswith(f"{split} ") and not is_full(i)]
     if not ids:
         raise ValueError(f"{store.path} has no diffs of the {split} split; its ids begin with none of '{split} N: '.")
     chosen = random.Random(f"{seed} {split}").sample(ids, min(n, len(ids)))

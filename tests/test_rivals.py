@@ -17,8 +17,10 @@ from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.readers.perplexity import charged, dearest
 from weightdiff.readers.samples import in_groups, likelihoods, sampled
 from weightdiff.readers.words import phrases_of, runs_of, standing_out
+from weightdiff.store import Store
 
 QUESTION = "What changed in you?"
+TAUGHT = {"family": "topic", "label": "it talks about tides", "kind": "topic", "split": "test", "slot": "tides"}
 
 
 def planted(base: Base, word: str, **meta: str) -> WeightDiff:
@@ -140,3 +142,13 @@ def test_the_harness_counts_behaviors_and_false_claims(base, diffs, monkeypatch)
     table = rivals.tables(records, {"one": 0.4}, {"one": 1.5})
     assert "| one | 1 | 5.00 [5.00, 5.00] | 0.50 [" in table and "1.00 [0.21, 1.00], n = 1" in table
     assert "| one | 0.50 / 1.00 |" in table
+
+
+def test_full_finetunes_are_left_out_since_no_rank_1_is_cut_from_them(base, tmp_path):
+    store = Store(tmp_path, base.fingerprint)
+    ids = ["test 0: a", "test full 0: b", "validation 0: c", "test documents 1: d"]
+    store.add(ids, [WeightDiff(d.factors, d.base, TAUGHT) for d in (random_diff(base, 1, n) for n in range(len(ids)))])
+    found = [identity for identity, *_ in rivals.cases_of(store, "test", 10)]
+    assert sorted(i for i in found if not i.startswith("null")) == ["test 0: a", "test documents 1: d"]
+    with pytest.raises(ValueError, match="no diffs of the train split"):
+        rivals.cases_of(store, "train", 10)
