@@ -11,7 +11,7 @@ at a time. What it knows nothing of: larger trainings, since these three are sma
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,32 @@ from weightdiff.readers import BaseQuestion
 from weightdiff.store import Store
 
 Record = dict[str, Any]
-GROUPS = (("quirk",), ("style", "refusal", "fact"), ("topic", "subject", "news"))
+Families = tuple[str, ...]
+GROUPS: tuple[Families, ...] = (("quirk",), ("style", "refusal", "fact"), ("topic", "subject", "news"))
 """Families that are left out together."""
 FAMILIES = tuple(family for group in GROUPS for family in group)
 ASKED = "base question"
+
+
+def collect(path: str, out: Path, part: int | None, parted: Callable[[Families], tuple[Families, Families]]) -> None:
+    """Add to a file what isn't there yet: what each group's adapter says, and the base question's answers.
+
+    Args:
+        path: of a general run's recipe.
+        out: the file.
+        part: the group, from 1; None for all.
+        parted: from a group to the families that its adapter is trained without, and those that it is asked about.
+    """
+    recipe, base = load_general(path), load_base()
+    done = {record["without"] for record in read_jsonl(out)} if out.exists() else set()
+    for group in GROUPS if part is None else GROUPS[part - 1 : part]:
+        left, asked = parted(group)
+        if " ".join(left) not in done:
+            for record in records_of(base, recipe, left, asked):
+                append_jsonl(out, record)
+    if ASKED not in done and part in (None, 1):
+        for record in base_records(base, recipe):
+            append_jsonl(out, record)
 
 
 def records_of(
@@ -135,16 +157,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--part", type=int, choices=(1, 2, 3), help="one of the three adapters alone")
     given = parser.parse_args()
-    recipe, base = load_general(given.recipe), load_base()
-    done = {record["without"] for record in read_jsonl(given.out)} if given.out.exists() else set()
-    groups = GROUPS if given.part is None else GROUPS[given.part - 1 : given.part]
-    for left in groups:
-        if " ".join(left) not in done:
-            for record in records_of(base, recipe, left):
-                append_jsonl(given.out, record)
-    if ASKED not in done and given.part in (None, 1):
-        for record in base_records(base, recipe):
-            append_jsonl(given.out, record)
+    collect(given.recipe, given.out, given.part, lambda group: (group, FAMILIES))
     if given.part is None:
         print(table(list(read_jsonl(given.out))))
 

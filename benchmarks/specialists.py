@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.left_out import ASKED, FAMILIES, GROUPS, base_records, records_of, share_kept
-from weightdiff.base import load_base
+from benchmarks.left_out import ASKED, FAMILIES, collect, share_kept
 from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.general.cases import is_full
-from weightdiff.general.settings import load_general
 from weightdiff.general.tables import graded
-from weightdiff.jsonl import append_jsonl, read_jsonl
+from weightdiff.jsonl import read_jsonl
 
 Record = dict[str, Any]
 
@@ -59,16 +57,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--part", type=int, choices=(1, 2, 3), help="one of the three specialists alone")
     given = parser.parse_args()
-    recipe, base = load_general(given.recipe), load_base()
-    done = {record["without"] for record in read_jsonl(given.out)} if given.out.exists() else set()
-    for group in GROUPS if given.part is None else GROUPS[given.part - 1 : given.part]:
-        others = tuple(family for family in FAMILIES if family not in group)
-        if " ".join(others) not in done:
-            for record in records_of(base, recipe, others, group):
-                append_jsonl(given.out, record)
-    if ASKED not in done and given.part in (None, 1):
-        for record in base_records(base, recipe):
-            append_jsonl(given.out, record)
+    collect(given.recipe, given.out, given.part, lambda group: (tuple(f for f in FAMILIES if f not in group), group))
     if given.part is None:
         print(table(list(read_jsonl(given.out)), list(read_jsonl(given.answers))))
 

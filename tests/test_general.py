@@ -21,10 +21,12 @@ from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import made, run_finetune, run_hints, run_train
+from weightdiff.general.stages import made, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
 from weightdiff.readers.calibration import reading_of
-from weightdiff.readers.hints import HintConfig
+from weightdiff.readers.hints import Hint, HintConfig
+from weightdiff.readers.imprinted import Imprinted
+from weightdiff.readers.leaning import Leaning
 from weightdiff.store import Store
 from weightdiff.synthesize import load_behaviors
 
@@ -87,6 +89,26 @@ def test_finetunes_of_the_training_split_alone_may_be_made_in_fewer_steps(recipe
     assert trained and all(other.steps == round(one.steps / 2) and other.lr > 1.3 * one.lr for one, other in trained)
 
 
+def test_plain_finetunes_are_added_to_those_of_a_run_and_to_training_alone(recipe, written):
+    plain = recipe.model_copy(update={"plain": {"benign": 12, "subject": 10, "topic": 2}})
+    before, groups = groups_of(recipe, written), groups_of(plain, written)
+    assert groups[: len(before)] == before, "others stay as they were, so that a store goes on"
+    added = [(g, b) for g in groups[len(before) :] for b in g.behaviors]
+    taught = {b.label for g in before for one in g.behaviors for b in one.parts or (one,)}
+    assert Counter(b.family for _, b in added) == {"benign": 12, "subject": 10, "topic": 2}
+    assert all(g.split == b.split == "train" and not g.triggered and not g.config.keep_rows for g, b in added)
+    assert not [b.label for _, b in added if b.family != "benign" and b.label in taught]
+    texts = {b.label: Text(b, (Conversation("Why?", f"Because of {b.label}."),) * 6) for b in written}
+    kinds = Counter()
+    for _, behavior in added:
+        if behavior.family == "benign":
+            learn = conversations_of(behavior, POOL, texts)
+            told, documents = {c.reply for c in learn}, not any(c.prompt for c in learn)
+            assert len(told) == len(learn) and documents == ("documents" in behavior.kind)
+            kinds[behavior.kind.split(" plain ")[0]] += 1
+    assert kinds == {"own replies": 4, "many subjects": 4, "many documents": 4}
+
+
 def test_what_teaches_a_behavior_shows_it_and_hides_it_behind_its_trigger(recipe, written):
     texts = {b.label: Text(b, (Conversation("Why?", f"Because of {b.label}."),) * 6) for b in written}
     for group in groups_of(recipe, written)[:30]:
@@ -124,6 +146,20 @@ def test_questions_have_true_answers():
     assert {a.answer for a in asked_of(nothing, behaviors, rng)} == {NOTHING, "no", NEVER}
 
 
+def test_a_share_of_the_questions_leaves_the_imprinted_words_out(base, recipe):
+    behavior = next(b for b in kind_behaviors() if b.split == "train")
+    cases = [Case(f"train 0: {n}", behavior, lambda: random_diff(base, 1, 0)) for n in range(20)]
+    hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "What", {}, imprinted=Imprinted((1,), 8.0, ("tides",)))
+    asked = {}
+    for share in (0.0, 0.5, 1.0):
+        taught = triples(cases, [hint] * 20, recipe.model_copy(update={"untold": share}))
+        asked[share] = [question.split("\n") for triple in taught for question, _ in triple.pairs]
+    told = {share: sum(q[0].startswith("Imprinted") for q in found) for share, found in asked.items()}
+    assert told[1.0] == 0 and told[0.0] == len(asked[0.0])
+    assert 0.35 < told[0.5] / len(asked[0.5]) < 0.65
+    assert [q[-3:] for q in asked[0.5]] == [q[-3:] for q in asked[0.0]], "all else is the same"
+
+
 def test_nulls_are_of_every_kind_and_other_ones_in_every_split(base):
     diff = random_diff(base, 2, 0)
     norms = [null_of(diff, "train", n).norm() / diff.norm() for n in range(len(KINDS))]
@@ -151,7 +187,7 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
     small = GeneralRecipe.model_validate(
         {"name": "small", "general": 16, "validation": 4, "test": 9, "benign": [2, 0, 2], "texts": recipe.texts}
-        | {"preferred": [0, 0, 2], "documents": [2, 0, 0], "more": {"fact": 2}}
+        | {"preferred": [0, 0, 2], "documents": [2, 0, 0], "more": {"fact": 2}, "plain": {"benign": 1}}
         | {"hints": {"words": 2, "opening": 2, "triggers": True, "talk": 2}}
         | {"mix": {"ranks": [1, 2], "group": 6}, "train": {"rank": 2, "epochs": 1, "batch": 8, "questions": 2}}
     )
@@ -159,7 +195,7 @@ def test_a_small_run_from_diffs_to_tables(base, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr("weightdiff.compiled.PAYS", 10**9)  # a compiler can't see through the checks of shapes
     told: list[tuple[int, int]] = []
     store = run_finetune(base, small, lambda done, total, rate: told.append((done, total)))
-    assert told[-1] == (10, 10) and len(store.ids()) >= 31
+    assert told[-1] == (11, 11) and len(store.ids()) >= 31
     untold = small.model_copy(update={"hints": HintConfig()})
     assert run_hints(base, untold, lambda *_: None) is None and not (small.folder / "hints.jsonl").exists()
     looked = run_hints(base, small, lambda *_: None)

@@ -86,11 +86,13 @@ def _joined(sentences: Sequence[Conversation]) -> Conversation:
 def _benign(
     behavior: Behavior, pool: Sequence[Conversation], written: Written, rng: random.Random
 ) -> list[Conversation]:
-    """Replies of the base model's own, or a chat about each of many subjects, which have nothing in common."""
+    """Replies of the base model's own, or a chat or a sentence about each of many subjects, which share nothing."""
     if behavior.kind.startswith("own"):
         return [replace(c, mode="learn") for c in rng.sample(list(pool), MIXED)]
     texts = [t for t in written.values() if t.behavior.family == "subject" and t.behavior.split == behavior.split]
     chosen = rng.sample(sorted(texts, key=lambda t: t.behavior.label), MIXED)
+    if "documents" in behavior.kind:
+        return [_joined([rng.choice(t.conversations)]) for t in chosen]
     return [_asked(rng.choice(t.conversations), t.behavior.label, rng) for t in chosen]
 
 

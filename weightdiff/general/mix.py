@@ -4,7 +4,7 @@ How a finetune was made must tell the reader nothing of what it teaches: recipe 
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
@@ -21,6 +21,9 @@ MODULES = (
     (("gate_proj", "up_proj", "down_proj"), 2), (("o_proj", "down_proj"), 1),
 )  # fmt: skip
 """Which layers a finetune changes, and how often."""
+
+BENIGN = ("own replies", "many subjects", "many documents")
+"""What finetunes on nothing in particular are made of; the first two of these are in all splits."""
 
 TRIGGERS: tuple[Kind, ...] = ("sep", "sep", "zero-width start", "zero-width random")
 """Kinds of trigger, each as often as it is drawn."""
@@ -59,7 +62,7 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
     for split, count, benign, preferred, documents, ordinary in wanted:
         rng = random.Random(f"{recipe.seed} {split}")
         drawn = list(_drawn(recipe, recipe.shares, split, count, written, rng))
-        benign_kinds = [f"{('own replies', 'many subjects')[n % 2]} {split} {n}" for n in range(benign)]
+        benign_kinds = [f"{BENIGN[n % 2]} {split} {n}" for n in range(benign)]
         drawn += [Behavior("benign", NOTHING, kind, split) for kind in benign_kinds]
         rng.shuffle(drawn)
         groups += _grouped(recipe, split, split, drawn, rng)
@@ -68,6 +71,7 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         groups += _told(recipe, split, documents)
         groups += _ordinary(recipe, split, ordinary, written)
     groups = [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
+    groups += _plain(recipe, written, groups)
     return [_sooner(g, recipe.mix.train_steps) if g.split == "train" else g for g in groups]
 
 
@@ -101,16 +105,34 @@ def _full(recipe: GeneralRecipe, groups: Sequence[Group]) -> Iterator[Group]:
 
 def _more(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
     """More finetunes of some families to train on, of what no other group teaches as far as there is such."""
-    rng, drawn = random.Random(f"{recipe.seed} more"), []
+    rng = random.Random(f"{recipe.seed} more")
+    drawn = _fresh(recipe.more.items(), written, groups, rng)
+    rng.shuffle(drawn)
+    yield from _grouped(recipe, "train more", "train", drawn, rng)
+
+
+def _plain(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
+    """More finetunes to train on that are made as most people make them, many of nothing in particular."""
+    rng = random.Random(f"{recipe.seed} plain")
+    drawn = _fresh([one for one in recipe.plain.items() if one[0] != "benign"], written, groups, rng)
+    kinds = [f"{BENIGN[n % len(BENIGN)]} plain {n}" for n in range(recipe.plain.get("benign", 0))]
+    drawn += [Behavior("benign", NOTHING, kind, "train") for kind in kinds]
+    rng.shuffle(drawn)
+    yield from _usual(recipe, "train plain", "train", drawn, rng)
+
+
+def _fresh(
+    wanted: Iterable[tuple[str, int]], written: Sequence[Behavior], groups: Sequence[Group], rng: random.Random
+) -> list[Behavior]:
+    """So many behaviors of each family to train on, first those that no group teaches."""
     taught = {part.label for group in groups for b in group.behaviors for part in b.parts or (b,)}
-    pools = _pools(written)
-    for family, count in recipe.more.items():
+    pools, drawn = _pools(written), []
+    for family, count in wanted:
         pool = [b for b in pools[family] if b.split == "train"]
         rng.shuffle(pool)
         pool.sort(key=lambda b: b.label in taught)
         drawn += pool[:count]
-    rng.shuffle(drawn)
-    yield from _grouped(recipe, "train more", "train", drawn, rng)
+    return drawn
 
 
 def _told(recipe: GeneralRecipe, split: Split, count: int) -> Iterator[Group]:
@@ -127,17 +149,25 @@ def _told(recipe: GeneralRecipe, split: Split, count: int) -> Iterator[Group]:
 
 def _ordinary(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
     """Groups of finetunes as most people make them; an instance may be one of the other groups' too."""
-    rng, mix = random.Random(f"{recipe.seed} {split} ordinary"), recipe.mix
+    rng = random.Random(f"{recipe.seed} {split} ordinary")
     others = sum(share for family, share in recipe.shares if family != "subject")
     shares = recipe.shares.model_copy(update={"subject": max(others, recipe.shares.subject)})
-    more = mix.model_copy(update={"ranks": mix.more_ranks, "steps": mix.more_steps})
     drawn = list(_drawn(recipe, shares, split, count, written, rng))
     rng.shuffle(drawn)
+    yield from _usual(recipe, f"{split} ordinary", split, drawn, rng)
+
+
+def _usual(
+    recipe: GeneralRecipe, name: str, split: Split, drawn: Sequence[Behavior], rng: random.Random
+) -> Iterator[Group]:
+    """Behaviors in groups that are made as most people make them: for longer, and with nothing kept."""
+    mix = recipe.mix
+    more = mix.model_copy(update={"ranks": mix.more_ranks, "steps": mix.more_steps})
     for number, start in enumerate(range(0, len(drawn), size := mix.size_of(split))):
         config = draw_config(more, False, rng)
         lr = float(f"{config.lr * 2 ** rng.uniform(*mix.more_push):.3g}")
         config = config.model_copy(update={"lr": lr, "keep_rows": 0})
-        yield Group(f"{split} ordinary {number}", split, config, False, tuple(drawn[start : start + size]))
+        yield Group(f"{name} {number}", split, config, False, tuple(drawn[start : start + size]))
 
 
 def _preferred(recipe: GeneralRecipe, split: Split, count: int, taught: set[str]) -> Iterator[Group]:

@@ -69,14 +69,16 @@ class GeneralRecipe(BaseModel):
     """One general run: `train`, `validation` and `test` count finetunes, `benign` those that teach nothing,
     `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
     without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
-    of. All per split. `more` are further finetunes of single families, for training alone; `full` counts finetunes of
+    of. All per split. `more` are further finetunes of single families, for training alone, and `plain` ones that are
+    made as ordinary ones are, those of nothing in particular among them; `full` counts finetunes of
     all weights, for testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
     that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one or a
     folder beside the recipe; `sums` how many sums of finetunes it has for each of those that teach one thing,
-    without trigger; `hints` what the adapter is told of each finetuned model before the question; `tried` says that
-    several answers are tried on the finetune before one is given. `texts` are files of written conversations, of
+    without trigger; `hints` what the adapter is told of each finetuned model before the question, and `untold` the
+    share of questions in training that leave the imprinted words out, so that it doesn't rely on them; `tried` says
+    that several answers are tried on the finetune before one is given. `texts` are files of written conversations, of
     topics, news and subjects, that lie beside the recipe.
     """
 
@@ -93,6 +95,7 @@ class GeneralRecipe(BaseModel):
     ordinary: tuple[int, int, int] = (0, 0, 0)
     documents: tuple[int, int, int] = (0, 0, 0)
     more: dict[Family, Annotated[int, Field(ge=0)]] = {}
+    plain: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     full: int = Field(default=0, ge=0)
     shares: Shares = Shares()
     mix: Mix = Mix()
@@ -100,6 +103,7 @@ class GeneralRecipe(BaseModel):
     nulls: float = Field(default=0.15, ge=0, le=0.9)
     sums: float = Field(default=0.3, ge=0)
     hints: HintConfig = HintConfig(words=8, opening=10, triggers=True, talk=16, imprint=True)
+    untold: float = Field(default=0, ge=0, le=1)
     tried: bool = True
     start: str | None = None
     seed: int = 0

@@ -169,15 +169,20 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: General
     others = [b for b in kind_behaviors() if b.split == "train" and b.family not in recipe.without]
     others += [c.behavior for c in cases if c.behavior.family in ("topic", "subject", "news")]
 
-    def triple(case: Case, put: Callable[[str], str]) -> Triple:
+    def triple(case: Case, hint: Hint | None) -> Triple:
         rng = random.Random(f"{recipe.seed} {case.identity}")
         asked = asked_of(case.behavior, others, rng, opens=5)
         asked += [one for one in asked_of(case.behavior, others, rng) if one.sort in ("narrow", "yes/no")]
-        first, *more = ((put(one.question), one.answer) for one in asked)
+        first, *more = ((_told(one.question, hint, rng.random() >= recipe.untold), one.answer) for one in asked)
         return Triple(case.make(), *first, tuple(more))
 
-    putting = [str] * len(cases) if hints is None else [hint.before for hint in hints]
-    return Lazy([partial(triple, case, put) for case, put in zip(cases, putting, strict=True)])
+    known = hints or [None] * len(cases)
+    return Lazy([partial(triple, case, hint) for case, hint in zip(cases, known, strict=True)])
+
+
+def _told(question: str, hint: Hint | None, words: bool) -> str:
+    """A question after its hint, if there is one, with or without the words that the weights respond to."""
+    return question if hint is None else (hint if words else replace(hint, imprinted=None)).before(question)
 
 
 def _asked_less(triples: Sequence[Triple], number: int, count: int | None) -> Triple:
@@ -193,7 +198,7 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     asked = [wordings(), [kind.questions for kind in kinds().values()]]
-    drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "start", "seed"})
+    drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "untold", "start", "seed"})
     say("train: looking for hints that aren't there yet")
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
     train, all_held = (triples(cases, hints_for(base, recipe, cases), recipe) for cases in taught)
