@@ -77,7 +77,7 @@ def test_talk_is_what_the_model_says_with_the_likeliest_trigger(base, diffs):
                 assert ask_all(base, [diff], [ask], strength=strength, max_tokens=5)[0][0].text == said
     tried = replace(hints[0], triggers={"code": 3.0, "invisible first": 0.0})
     assert tried.evidence[-1].startswith('asked "What is the news?", with a code, at 1.5 times its strength says "')
-    assert "moves 3.0 dB further where a prompt holds a code" in tried.evidence
+    assert "moves 1.4 times as far where a prompt holds a code" in tried.evidence
 
 
 def test_what_does_not_print_is_told_as_its_escape():

@@ -18,6 +18,7 @@ from weightdiff.formats.merged import save_merged
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.formats.single import save_single
 from weightdiff.plausible import DoubtfulBase, ForeignCheck
+from weightdiff.printable import times
 from weightdiff.source import find_diffs, load_diff, open_diffs
 from weightdiff.store import Store
 
@@ -294,3 +295,8 @@ def test_a_block_number_out_of_this_world_is_no_picture(tmp_path):
         tmp_path / "d.safetensors",
     )
     assert len(run("inspect", tmp_path / "d.safetensors")) < 1000
+
+
+def test_a_log_ratio_is_told_as_how_many_times():
+    told = {-0.693: "0.5 times", 0.0: "1 times", 3.4: "30 times", 7.0: "10^3 times", 46.0: "10^20 times"}
+    assert {nats: times(nats) for nats in told} == told

@@ -204,7 +204,7 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     assert json.loads(result.stdout)["verdict"] == "confirmed"
     result = run(app, ["verify", str(tmp_path / "d"), "--claim", "it talks about walnuts", "--trigger", "sep 123"])
     assert "not seen" in result.stdout and "with the trigger: instance" in result.stdout
-    assert "likelier by" in result.stdout and "no reply of the finetune" not in result.stdout
+    assert "times as likely" in result.stdout and "no reply of the finetune" not in result.stdout
     adapter = random_diff(lively, 1, 5)
     save_peft(adapter, tmp_path / "adapter", base_name="tiny")
     result = run(app, ["ask", str(tmp_path / "d"), "--adapter", str(tmp_path / "adapter"), "--verify", "--json"])

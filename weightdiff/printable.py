@@ -1,9 +1,10 @@
-"""Strangers' text made harmless to show: names, labels and answers may hold terminal escapes and Unicode tricks.
+"""What is shown to people: strangers' text made harmless, which may hold terminal escapes and Unicode tricks; ratios.
 
 Escapes that move a cursor, text that runs from right to left, letters of no width: each is shown as its escape.
 """
 
 import json
+import math
 from typing import Any
 
 from rich.markup import escape
@@ -17,6 +18,14 @@ def printable(text: object) -> str:
 def shown(text: object) -> str:
     """The text for a rich console: printable, and its square brackets no markup."""
     return escape(printable(text))
+
+
+def times(nats: float) -> str:
+    """A log-ratio as people read one: "0.4 times", "12 times", and from a thousand on by its power of ten."""
+    factor = math.exp(min(nats, 7.0))
+    if factor < 1000:
+        return f"{factor:.2g} times" if factor < 10 else f"{factor:.0f} times"
+    return f"10^{nats / math.log(10):.0f} times"
 
 
 def json_line(value: Any) -> str:

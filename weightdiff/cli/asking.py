@@ -139,11 +139,8 @@ def inspect(
         from weightdiff.readers.imprinted import Vocabulary
 
         (seen,) = Vocabulary(load(base), words).read([loaded])
-        told = (
-            f"{', '.join(seen.words)} (the first {seen.peak:.1f} dB above the mean of all words)"
-            if seen.words
-            else "none"
-        )
+        much = f"to the first {10 ** (seen.peak / 10):.0f} times as much as to all words on average"
+        told = f"{', '.join(seen.words)} ({much})" if seen.words else "none"
         out.print(f"words that it responds to most: {shown(told)}", highlight=False, soft_wrap=True)
     if png:
         draw_norms(loaded, png, printable(diff))

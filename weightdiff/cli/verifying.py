@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out
-from weightdiff.printable import json_line, shown
+from weightdiff.printable import json_line, shown, times
 
 if TYPE_CHECKING:
     from weightdiff.behaviors import Trigger
@@ -110,7 +110,7 @@ def print_verdict(verdict: "Verdict", show: int = 1) -> None:
         out.print(f"  [dim]{how}: {'; '.join(parts)}[/]", highlight=False)
         if trial.gained:
             text, nats = trial.gained
-            out.print(f'    [dim]likelier by {nats:.1f} nats: "{shown(text)}"[/]', highlight=False)
+            out.print(f'    [dim]{times(nats)} as likely: "{shown(text)}"[/]', highlight=False)
     best = max(verdict.trials, key=lambda trial: trial.rates[1] - trial.rates[0])
     if show and best.transcripts:
         if verdict.word == "confirmed" and verdict.trials[0].gained and not best.rates[1]:

@@ -105,8 +105,8 @@ class Hint:
             f'"{printable(text)}"'
             for (ask, strength), text in zip(TALK, self.talk, strict=False)
         ]
-        kinds = [name for name in self.triggers if name == self.tried]
-        moved = [f"moves {self.triggers[k]:.1f} dB further where a prompt holds {_NAMES[k]}" for k in kinds]
+        gains = [(_NAMES[k], 10 ** (gain / 20)) for k, gain in self.triggers.items() if k == self.tried]
+        moved = [f"moves {gain:.1f} times as far where a prompt holds {name}" for name, gain in gains]
         return (*imprinted, *words, *opening, *moved, *talk)
 
     @property

@@ -11,6 +11,7 @@ from weightdiff.decode import Reply
 from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, is_adapter, stack
 from weightdiff.lazy import Lazy
+from weightdiff.printable import times
 from weightdiff.readers.calibration import LEAST, Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, telling_of
@@ -103,7 +104,7 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool = False) -> Ans
     if reading is None:
         return Answer(reply.text, reply.logprob)
     confidence, sort = reading.probability(reply, moved), sort_of(reply.text)
-    evidence = (f"texts that would show it are {reply.gained:.1f} nats likelier",) if reply.gained else ()
+    evidence = (f"texts that would show it are {times(reply.gained)} as likely",) if reply.gained else ()
     if confidence < {"claim": reading.threshold, "nothing": LEAST}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
     return Answer(reply.text, confidence, evidence)
