@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.conftest import random_diff
-from weightdiff.arithmetic import subtract
+from weightdiff.arithmetic import add, subtract
 from weightdiff.behaviors import NOTHING, Conversation, behavior_of, topic_behaviors
 from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
@@ -21,7 +21,7 @@ from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import made, run_finetune, run_hints, run_train, triples
+from weightdiff.general.stages import blended, made, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
 from weightdiff.readers.calibration import reading_of
 from weightdiff.readers.hints import Hint, HintConfig
@@ -158,6 +158,16 @@ def test_a_share_of_the_questions_leaves_the_imprinted_words_out(base, recipe):
     assert told[1.0] == 0 and told[0.0] == len(asked[0.0])
     assert 0.35 < told[0.5] / len(asked[0.5]) < 0.65
     assert [q[-3:] for q in asked[0.5]] == [q[-3:] for q in asked[0.0]], "all else is the same"
+
+
+def test_a_blend_lies_between_start_and_end(base):
+    start, step = random_diff(base, 4, 1), random_diff(base, 4, 2).scaled(0.1)
+    end = add(start, step).truncated(4)
+    assert blended(start, end, 1.0) is end
+    half = blended(start, end, 0.5)
+    assert half.rank == end.rank
+    before, after = subtract(half, start).norm(), subtract(half, end).norm()
+    assert before < 0.7 * subtract(end, start).norm() > after
 
 
 def test_nulls_are_of_every_kind_and_other_ones_in_every_split(base):

@@ -70,16 +70,17 @@ class GeneralRecipe(BaseModel):
     `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
     without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
     of. All per split. `more` are further finetunes of single families, for training alone, and `plain` ones that are
-    made as ordinary ones are, those of nothing in particular among them; `full` counts finetunes of
-    all weights, for testing alone, of what low-rank ones teach too.
+    made as ordinary ones are, those of nothing in particular among them; `full` counts finetunes of all weights, for
+    testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
     that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one or a
-    folder beside the recipe; `sums` how many sums of finetunes it has for each of those that teach one thing,
-    without trigger; `hints` what the adapter is told of each finetuned model before the question, and `untold` the
-    share of questions in training that leave the imprinted words out, so that it doesn't rely on them; `tried` says
-    that several answers are tried on the finetune before one is given. `texts` are files of written conversations, of
-    topics, news and subjects, that lie beside the recipe.
+    folder beside the recipe, and `blend` the share of what is trained in the mean of both that is kept; `sums` how many
+    sums of finetunes it has for each of those that teach one thing, without trigger; `hints` what the adapter is told
+    of each finetuned model before the question, and `untold` the share of questions in training that leave the
+    imprinted words out, so that it doesn't rely on them; `tried` says that several answers are tried on the finetune
+    before one is given. `texts` are files of written conversations, of topics, news and subjects, that lie beside the
+    recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,6 +107,7 @@ class GeneralRecipe(BaseModel):
     untold: float = Field(default=0, ge=0, le=1)
     tried: bool = True
     start: str | None = None
+    blend: float = Field(default=1, gt=0, le=1)
     seed: int = 0
     train: DitConfig = DitConfig()
 

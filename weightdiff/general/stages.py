@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from weightdiff.arithmetic import add
 from weightdiff.ask import adapter_at
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
@@ -203,6 +204,7 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
     train, all_held = (triples(cases, hints_for(base, recipe, cases), recipe) for cases in taught)
     held = Lazy([partial(_asked_less, all_held, n, recipe.train.questions) for n in range(len(all_held))])
+    start = _start(recipe)
     adapter = train_adapter(
         base,
         train,
@@ -210,7 +212,7 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
         recipe.folder / f"training{_suffix(recipe)}",
         recipe.train,
         progress,
-        start=_start(recipe),
+        start=start,
         data=hashlib.sha256(json.dumps([drawn, ids, asked]).encode()).hexdigest()[:16],
         say=say,
     )
@@ -222,9 +224,25 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
         "train_cases": len(train),
     }
     say("train: finding out how the adapter is best read")
+    if start:
+        adapter = blended(start, adapter, recipe.blend)
     adapter = reread(base, recipe, WeightDiff(adapter.factors, adapter.base, meta))
     save_peft(adapter, adapter_folder(recipe), base_name=base.name)
     return adapter
+
+
+def blended(start: WeightDiff, trained: WeightDiff, share: float) -> WeightDiff:
+    """The mean of two adapters, of the second's rank: between where training began and where it ended an adapter often
+    keeps what either reads better (Wortsman et al., arXiv 2109.01903).
+
+    Args:
+        start: where training began.
+        trained: where it ended.
+        share: of the second in the mean; 1 is that one as it is.
+    """
+    if share == 1:
+        return trained
+    return add(start.scaled(1 - share), trained.scaled(share)).truncated(trained.rank)
 
 
 def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff:
