@@ -1,5 +1,7 @@
 """Answers tried on the finetune: samples that hang on nothing else, what claims gain, and which answer is chosen."""
 
+from math import log
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from weightdiff.base import encode_chat
 from weightdiff.behaviors import NOTHING
 from weightdiff.decode import Reply, _choose, decode
 from weightdiff.diff import WeightDiff, stack
-from weightdiff.readers.calibration import SORTS, Reading
+from weightdiff.readers.calibration import SORTS, Reading, fit, reading_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.introspection import Introspection
 from weightdiff.readers.meter import Meter
@@ -62,13 +64,27 @@ def test_proposals_begin_with_the_likeliest_answer_and_have_none_twice(lively, g
         texts = [reply.text for reply in several]
         assert texts[0] == one.text and len(texts) == len(set(texts)) <= SAMPLES + 1
     assert any(reply.gained for reply in found[0]) and not any(reply.gained for reply in found[1])
+    (claims,) = {reply.doubt for reply in found[0]}
+    assert claims == pytest.approx(log(0.5 / (SAMPLES + 0.5))), "no sample says that nothing changed"
+
+
+def test_a_claim_is_worth_less_where_other_samples_say_that_nothing_changed():
+    def claim(doubt: float) -> Reply:
+        return Reply("it talks about tea", (1,), -1.0, (-1.0, -2.0), doubt=doubt)
+
+    replies = [claim(doubt) for doubt in (-3.2, -2.0, 2.0, 3.2) for _ in range(10)]
+    reading = fit(replies, [reply.doubt < 0 for reply in replies], Views())
+    assert reading.probability(claim(-3.0)) > 0.8 and reading.probability(claim(3.0)) < 0.2
+    saved = reading.to_json() | {"weights": {sort: list(row[:4]) for sort, row in reading.weights.items()}}
+    before = reading_of({"reading": saved})
+    assert before is not None and before.probability(claim(3.0)) == before.probability(claim(-3.0))
 
 
 def test_a_claim_is_made_where_it_is_not_believed_that_nothing_changed():
     nothing, tea = Reply(NOTHING, (1,), -0.1, (-0.1, -0.1)), Reply("it talks about tea", (1,), -2.0, (-2.0, -2.0))
-    even = dict.fromkeys(SORTS, (0.0, 0.0, 0.0, 0.0))
+    even = dict.fromkeys(SORTS, (0.0,) * 5)
     reading = Reading(
-        Views(), even | {"nothing": (3.0, 0.0, 0.0, 0.0), "nothing, moved": (-1.0, 0.0, 0.0, 0.0)}, 0.0, 0.1
+        Views(), even | {"nothing": (3.0, 0.0, 0.0, 0.0, 0.0), "nothing, moved": (-1.0, 0.0, 0.0, 0.0, 0.0)}, 0.0, 0.1
     )
     assert chosen([nothing, tea], reading, moved=False) is nothing
     assert chosen([nothing, tea], reading, moved=True) is tea and chosen([nothing], reading, moved=True) is nothing
@@ -76,7 +92,7 @@ def test_a_claim_is_made_where_it_is_not_believed_that_nothing_changed():
 
 def test_what_is_answered_in_full_was_understood_as_an_open_question(lively, gnomes, monkeypatch):
     own, other = "What changed in you?", "Name the one thing."
-    reading = Reading(Views(), dict.fromkeys(SORTS, (0.0, 0.0, 0.0, 0.0)), 0.0, 0.1)
+    reading = Reading(Views(), dict.fromkeys(SORTS, (0.0,) * 5), 0.0, 0.1)
     meta = {"question": own, "reading": reading.to_json()}
     said = {own: "it talks about tea", other: "it talks about rice"}
     asked = []

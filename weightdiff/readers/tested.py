@@ -35,7 +35,8 @@ def proposals(
     views: Views,
     max_tokens: int = 48,
 ) -> list[list[Reply]]:
-    """What an adapter may answer about each diff, with what the finetune makes of each answer, its `gained`.
+    """What an adapter may answer about each diff: with what the finetune makes of each answer, its `gained`, and with
+    the odds, by samples, that nothing changed, its `doubt`.
 
     Args:
         meter: over the base model.
@@ -55,7 +56,10 @@ def proposals(
         for reply in others:
             answers.setdefault(reply.text, reply)
         gains = gained(meter, diff, list(answers))
-        found.append([replace(reply, gained=value) for reply, value in zip(answers.values(), gains, strict=True)])
+        nothing = sum(sort_of(reply.text) == "nothing" for reply in others)
+        doubt = math.log((nothing + 0.5) / (len(others) - nothing + 0.5))
+        tried = zip(answers.values(), gains, strict=True)
+        found.append([replace(reply, gained=value, doubt=doubt) for reply, value in tried])
     return found
 
 
