@@ -110,8 +110,7 @@ def specialists_table() -> str:
 
 def rounds_table() -> str:
     """The shipped general adapter beside that of a third round, as `python -m benchmarks.rounds` compares them."""
-    names = ("general-more", "general-plain")  # both before answers gave way to plainer ones
-    return rounds.table(*(list(read_jsonl(RESULTS / name / "answers.jsonl.xz")) for name in names))
+    return rounds.table(*(list(read_jsonl(RESULTS / n / "answers.jsonl.xz")) for n in ("general", "general-plain")))
 
 
 def hints_table() -> str:
