@@ -28,7 +28,7 @@ def table(some: Sequence[Record], others: Sequence[Record]) -> str:
     """
     ids = {r["id"] for r in some} & {r["id"] for r in others}
     both = [[r for r in rows if r["id"] in ids] for rows in (some, others)]
-    opens = [graded([r for r in rows if r["sort"] == "open" and not r["unseen"]]) for rows in both]
+    opens = [graded([r for r in rows if _own(r)]) for rows in both]
     lines = ["| family | n | named, first | second | grade, first | second |", "|" + " --- |" * 6]
     for family in [*sorted({r["family"] for r in opens[0]}), "all"]:
         mine = [[r for r in rows if family in (r["family"], "all")] for rows in opens]
