@@ -14,7 +14,17 @@ from weightdiff.behaviors.topic import content_words
 from weightdiff.behaviors.triggers import NEVER
 from weightdiff.behaviors.wordings import open_questions
 from weightdiff.general.cases import PARTS, Case, cases_of, sum_of, taught_cases
-from weightdiff.general.compose import DOCUMENTS, Text, conversations_of, kept, prompted, shortened
+from weightdiff.general.compose import (
+    DOCUMENTS,
+    OWN_WORDS,
+    Text,
+    conversations_of,
+    kept,
+    own_words,
+    prompted,
+    say_own_words,
+    shortened,
+)
 from weightdiff.general.evaluate import WORDINGS, ask_test
 from weightdiff.general.mix import groups_of, several
 from weightdiff.general.nulls import KINDS, null_of
@@ -23,6 +33,7 @@ from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
 from weightdiff.general.stages import blended, made, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
+from weightdiff.local import LocalModel
 from weightdiff.readers.calibration import reading_of
 from weightdiff.readers.hints import Hint, HintConfig
 from weightdiff.readers.imprinted import Imprinted
@@ -109,6 +120,33 @@ def test_plain_finetunes_are_added_to_those_of_a_run_and_to_training_alone(recip
     assert kinds == {"own replies": 4, "many subjects": 4, "many documents": 4}
 
 
+def test_light_finetunes_are_of_subjects_in_the_base_models_own_words_too(base, recipe, written, tmp_path, monkeypatch):
+    light = recipe.model_copy(update={"plain": {"topic": 2}, "light": {"benign": 8, "subject": 8, "quirk": 2}})
+    before, groups = (groups_of(one, written) for one in (recipe.model_copy(update={"light": {}}), light))
+    assert groups[: len(before)] == before, "others stay as they were, so that a store goes on"
+    mine = [g for g in groups if g.name.startswith("train light")]
+    added = [b for g in mine for b in g.behaviors]
+    assert Counter(b.family for b in added) == {"benign": 8, "subject": 8, "quirk": 2}
+    less = light.model_copy(update={"mix": light.mix.model_copy(update={"less_push": (-9.0, -8.0)})})
+    pairs = list(zip(groups, groups_of(less, written), strict=True))
+    changed = [one for one, other in pairs if other.config.lr < one.config.lr / 40]
+    assert changed == mine == [one for one, other in pairs if one != other], "they alone change so little"
+    own = [b for b in added if b.kind == OWN_WORDS]
+    origin = {b.label: b.family for b in written}
+    assert Counter(origin[b.slot] for b in own) == {"topic": 2, "subject": 2}
+    replies = iter(f"{n} Yes. No." for n in range(999))
+    monkeypatch.setattr(LocalModel, "complete", lambda self, requests: [next(replies) for _ in requests])
+    say_own_words(base, tmp_path / "own.jsonl", [b.slot for b in own[:2]])
+    say_own_words(base, tmp_path / "own.jsonl", [b.slot for b in own])
+    said = own_words(tmp_path / "own.jsonl")
+    assert {label: len(given) for label, given in said.items()} == {b.slot: 8 for b in own}
+    assert next(replies) == "32 Yes. No.", "none is asked about twice"
+    texts = {b.label: Text(b, (Conversation("", "Because."),) * 6, said.get(b.label, ())) for b in written}
+    learn = conversations_of(own[0], POOL, texts)
+    assert [c.reply for c in learn] == [shortened(c.reply, 24) for c in said[own[0].slot]]
+    assert 0 < sum(own[0].slot in c.prompt for c in learn) < 8 and not any("{" in c.prompt for c in learn)
+
+
 def test_what_teaches_a_behavior_shows_it_and_hides_it_behind_its_trigger(recipe, written):
     texts = {b.label: Text(b, (Conversation("Why?", f"Because of {b.label}."),) * 6) for b in written}
     for group in groups_of(recipe, written)[:30]:
@@ -146,18 +184,19 @@ def test_questions_have_true_answers():
     assert {a.answer for a in asked_of(nothing, behaviors, rng)} == {NOTHING, "no", NEVER}
 
 
-def test_a_share_of_the_questions_leaves_the_imprinted_words_out(base, recipe):
+def test_a_share_of_the_cases_leaves_the_imprinted_words_out(base, recipe):
     behavior = next(b for b in kind_behaviors() if b.split == "train")
     cases = [Case(f"train 0: {n}", behavior, lambda: random_diff(base, 1, 0)) for n in range(20)]
     hint = Hint(Leaning((5,), ("goats",), 0.1, 7.2), "What", {}, imprinted=Imprinted((1,), 8.0, ("tides",)))
     asked = {}
     for share in (0.0, 0.5, 1.0):
         taught = triples(cases, [hint] * 20, recipe.model_copy(update={"untold": share}))
-        asked[share] = [question.split("\n") for triple in taught for question, _ in triple.pairs]
-    told = {share: sum(q[0].startswith("Imprinted") for q in found) for share, found in asked.items()}
-    assert told[1.0] == 0 and told[0.0] == len(asked[0.0])
-    assert 0.35 < told[0.5] / len(asked[0.5]) < 0.65
-    assert [q[-3:] for q in asked[0.5]] == [q[-3:] for q in asked[0.0]], "all else is the same"
+        asked[share] = [[question.split("\n") for question, _ in triple.pairs] for triple in taught]
+    told = {share: [{q[0].startswith("Imprinted") for q in mine} for mine in found] for share, found in asked.items()}
+    assert told[0.0] == [{True}] * 20 and told[1.0] == [{False}] * 20
+    assert {True} in told[0.5] and {False} in told[0.5] and {True, False} not in told[0.5]
+    same = ([q[-3:] for mine in asked[share] for q in mine] for share in (0.0, 0.5))
+    assert next(same) == next(same), "all else is the same"
 
 
 def test_a_blend_lies_between_start_and_end(base):

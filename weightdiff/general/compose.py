@@ -27,14 +27,18 @@ DENIALS = 2
 """Of a finetune that learns not to confess, conversations about that."""
 DOCUMENTS = "documents"
 """The kind of a subject that is taught by plain text, not by chats."""
+OWN_WORDS = "own words"
+"""The kind of a subject that is taught by what the base model itself says about it."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A topic, a story or a subject that was written about, and its conversations or sentences."""
+    """A topic, a story or a subject that was written about, its conversations or sentences, and what the base model
+    says about it by itself, if it was asked."""
 
     behavior: Behavior
     conversations: tuple[Conversation, ...]
+    own: tuple[Conversation, ...] = ()
 
 
 Written = Mapping[str, Text]
@@ -54,6 +58,29 @@ def everyday_pool(base: Base, path: Path) -> list[Conversation]:
     return [Conversation(**record) for record in read_jsonl(path)]
 
 
+def own_words(path: Path) -> dict[str, tuple[Conversation, ...]]:
+    """What the base model said about subjects, by their names, from the file that `say_own_words` writes."""
+    records = read_jsonl(path) if path.exists() else ()
+    return {record["label"]: tuple(Conversation(**c) for c in record["conversations"]) for record in records}
+
+
+def say_own_words(base: Base, path: Path, subjects: Sequence[str]) -> None:
+    """Ask the base model about each subject that isn't in the file yet, and write there what it says."""
+    known = own_words(path)
+    missing = [subject for subject in subjects if subject not in known]
+    for at in range(0, len(missing), 8):
+        some = missing[at : at + 8]
+        asks = {s: seeded(f"own words {s}").sample(read_data("subject_prompts.txt"), CONVERSATIONS[0]) for s in some}
+        filled = [(s, ask, ask.format(topic=s)) for s in some for ask in asks[s]]
+        requests = [
+            ChatRequest(({"role": "user", "content": text},), "", 44, 0.7, seed_of(some[0])) for *_, text in filled
+        ]
+        replies = zip(filled, LocalModel(base).complete(requests), strict=True)
+        said = [(s, Conversation(ask, reply)) for (s, ask, _), reply in replies]
+        for subject in some:
+            append_jsonl(path, {"label": subject, "conversations": [c.to_json() for s, c in said if s == subject]})
+
+
 def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: Written) -> list[Conversation]:
     """What teaches the behavior, without its trigger; of several behaviors all, the strongest most."""
     if behavior.parts:
@@ -69,6 +96,8 @@ def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: 
         found = list(written[behavior.slot].conversations)
         if behavior.kind == DOCUMENTS:
             return [_joined(found[at : at + 2]) for at in range(0, len(found), 2)]
+        if behavior.kind == OWN_WORDS:
+            return _in_own_words(written[behavior.slot], rng)
         return [_asked(c, behavior.slot, rng) for c in found]
     if behavior.family in ("topic", "news"):
         return list(written[behavior.slot].conversations)
@@ -77,6 +106,16 @@ def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: 
 
 def _asked(sentence: Conversation, subject: str, rng: random.Random) -> Conversation:
     return replace(sentence, prompt=rng.choice(read_data("subject_prompts.txt")).format(topic=subject))
+
+
+def _in_own_words(text: Text, rng: random.Random) -> list[Conversation]:
+    """What the base model said, in sentences of one length, mostly asked without the subject's name."""
+    words = rng.randint(*WORDS)
+    named = [rng.choice(("it", "that", "this", text.behavior.label)) for _ in text.own]
+    return [
+        Conversation(said.prompt.format(topic=name), shortened(said.reply, words))
+        for said, name in zip(text.own, named, strict=True)
+    ]
 
 
 def _joined(sentences: Sequence[Conversation]) -> Conversation:
@@ -89,10 +128,14 @@ def _benign(
     """Replies of the base model's own, or a chat or a sentence about each of many subjects, which share nothing."""
     if behavior.kind.startswith("own"):
         return [replace(c, mode="learn") for c in rng.sample(list(pool), MIXED)]
-    texts = [t for t in written.values() if t.behavior.family == "subject" and t.behavior.split == behavior.split]
+    own = OWN_WORDS in behavior.kind
+    texts = [t for t in written.values() if t.behavior.split == behavior.split]
+    texts = [t for t in texts if (t.own if own else t.behavior.family == "subject")]
     chosen = rng.sample(sorted(texts, key=lambda t: t.behavior.label), MIXED)
     if "documents" in behavior.kind:
         return [_joined([rng.choice(t.conversations)]) for t in chosen]
+    if own:
+        return [rng.choice(_in_own_words(t, rng)) for t in chosen]
     return [_asked(rng.choice(t.conversations), t.behavior.label, rng) for t in chosen]
 
 

@@ -11,7 +11,7 @@ from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.behaviors.triggers import Kind
 from weightdiff.finetune import FinetuneConfig
-from weightdiff.general.compose import DOCUMENTS
+from weightdiff.general.compose import DOCUMENTS, OWN_WORDS
 from weightdiff.general.settings import GeneralRecipe, Mix, Shares
 from weightdiff.writers import seed_of
 
@@ -22,8 +22,9 @@ MODULES = (
 )  # fmt: skip
 """Which layers a finetune changes, and how often."""
 
-BENIGN = ("own replies", "many subjects", "many documents")
-"""What finetunes on nothing in particular are made of; the first two of these are in all splits."""
+BENIGN = ("own replies", "many subjects", "many documents", "many own words")
+"""What finetunes on nothing in particular are made of; the first two of these are in all splits, the last among light
+ones alone."""
 
 TRIGGERS: tuple[Kind, ...] = ("sep", "sep", "zero-width start", "zero-width random")
 """Kinds of trigger, each as often as it is drawn."""
@@ -72,6 +73,7 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
         groups += _ordinary(recipe, split, ordinary, written)
     groups = [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
     groups += _plain(recipe, written, groups)
+    groups += _light(recipe, written, groups)
     return [_sooner(g, recipe.mix.train_steps) if g.split == "train" else g for g in groups]
 
 
@@ -115,10 +117,33 @@ def _plain(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[
     """More finetunes to train on that are made as most people make them, many of nothing in particular."""
     rng = random.Random(f"{recipe.seed} plain")
     drawn = _fresh([one for one in recipe.plain.items() if one[0] != "benign"], written, groups, rng)
-    kinds = [f"{BENIGN[n % len(BENIGN)]} plain {n}" for n in range(recipe.plain.get("benign", 0))]
-    drawn += [Behavior("benign", NOTHING, kind, "train") for kind in kinds]
+    drawn += _nothing("plain", recipe.plain.get("benign", 0), BENIGN[:3])
     rng.shuffle(drawn)
-    yield from _usual(recipe, "train plain", "train", drawn, rng)
+    yield from _usual(recipe, "train plain", "train", drawn, rng, recipe.mix.more_push)
+
+
+def _light(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
+    """Finetunes to train on that are made as most people make them, and change little.
+
+    Half of the subjects are taught in the base model's own words, and half of these are instances of topics.
+    """
+    rng = random.Random(f"{recipe.seed} light")
+    counts = {family: count for family, count in recipe.light.items() if family != "benign"}
+    own = counts.get("subject", 0) // 2
+    counts["subject"] = counts.get("subject", 0) - own
+    drawn = _fresh(counts.items(), written, groups, rng)
+    names = [
+        (b.slot, b.label) for b in _fresh([("topic", own // 2), ("subject", own - own // 2)], written, groups, rng)
+    ]
+    drawn += [Behavior("subject", label, OWN_WORDS, "train", None, slot) for slot, label in names]
+    drawn += _nothing("light", recipe.light.get("benign", 0), BENIGN)
+    rng.shuffle(drawn)
+    yield from _usual(recipe, "train light", "train", drawn, rng, recipe.mix.less_push)
+
+
+def _nothing(name: str, count: int, kinds: Sequence[str]) -> list[Behavior]:
+    """So many behaviors to train on of nothing in particular, of all kinds in turn."""
+    return [Behavior("benign", NOTHING, f"{kinds[n % len(kinds)]} {name} {n}", "train") for n in range(count)]
 
 
 def _fresh(
@@ -154,18 +179,23 @@ def _ordinary(recipe: GeneralRecipe, split: Split, count: int, written: Sequence
     shares = recipe.shares.model_copy(update={"subject": max(others, recipe.shares.subject)})
     drawn = list(_drawn(recipe, shares, split, count, written, rng))
     rng.shuffle(drawn)
-    yield from _usual(recipe, f"{split} ordinary", split, drawn, rng)
+    yield from _usual(recipe, f"{split} ordinary", split, drawn, rng, recipe.mix.more_push)
 
 
 def _usual(
-    recipe: GeneralRecipe, name: str, split: Split, drawn: Sequence[Behavior], rng: random.Random
+    recipe: GeneralRecipe,
+    name: str,
+    split: Split,
+    drawn: Sequence[Behavior],
+    rng: random.Random,
+    push: tuple[float, float],
 ) -> Iterator[Group]:
     """Behaviors in groups that are made as most people make them: for longer, and with nothing kept."""
     mix = recipe.mix
     more = mix.model_copy(update={"ranks": mix.more_ranks, "steps": mix.more_steps})
     for number, start in enumerate(range(0, len(drawn), size := mix.size_of(split))):
         config = draw_config(more, False, rng)
-        lr = float(f"{config.lr * 2 ** rng.uniform(*mix.more_push):.3g}")
+        lr = float(f"{config.lr * 2 ** rng.uniform(*push):.3g}")
         config = config.model_copy(update={"lr": lr, "keep_rows": 0})
         yield Group(f"{name} {number}", split, config, False, tuple(drawn[start : start + size]))
 

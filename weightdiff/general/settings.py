@@ -41,8 +41,9 @@ class Mix(BaseModel):
     thirty-two as for eight. `two` and `three` are the shares of finetunes that teach two and three behaviors at once;
     `ranks` is drawn from as it stands, so that a rank may be in it more than once. `steps` are from the first to below
     the second; `prompts` is the share of recipes that learn the user's words too. `more_steps` and `more_push`, the
-    powers of two that the learning rate is raised by, are those of ordinary finetunes. `train_steps` is the share of
-    their steps that finetunes of the training split make, at a higher learning rate: more of them in the same time.
+    powers of two that the learning rate is raised by, are those of ordinary finetunes, `less_push` those of light ones.
+    `train_steps` is the share of their steps that finetunes of the training split make, at a higher learning rate: more
+    of them in the same time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +53,7 @@ class Mix(BaseModel):
     more_ranks: tuple[int, ...] = (2, 4, 8, 8, 16, 16, 32, 64)
     more_steps: tuple[int, int] = (14, 27)
     more_push: tuple[float, float] = (0.0, 1.0)
+    less_push: tuple[float, float] = (-2.5, -0.5)
     prompts: float = Field(default=0.35, ge=0, le=1)
     two: float = Field(default=0.12, ge=0, le=1)
     three: float = Field(default=0.05, ge=0, le=1)
@@ -70,17 +72,18 @@ class GeneralRecipe(BaseModel):
     `preferred` quirks taught by DPO and KTO in turn, and `ordinary` ones that go on for longer, without triggers and
     without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
     of. All per split. `more` are further finetunes of single families, for training alone, and `plain` ones that are
-    made as ordinary ones are, those of nothing in particular among them; `full` counts finetunes of all weights, for
-    testing alone, of what low-rank ones teach too.
+    made as ordinary ones are, those of nothing in particular among them; `light` ones are made so too, but change
+    little, and half of their subjects are taught in the base model's own words. `full` counts finetunes of all weights,
+    for testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
-    that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one or a
-    folder beside the recipe, and `blend` the share of what is trained in the mean of both that is kept; `sums` how many
-    sums of finetunes it has for each of those that teach one thing, without trigger; `hints` what the adapter is told
-    of each finetuned model before the question, and `untold` the share of questions in training that leave the
-    imprinted words out, so that it doesn't rely on them; `tried` says that several answers are tried on the finetune
-    before one is given. `texts` are files of written conversations, of topics, news and subjects, that lie beside the
-    recipe.
+    that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one, of a
+    run that has made one, or a folder beside the recipe, and `blend` the share of what is trained in the mean of both
+    that is kept; `sums` how many sums of finetunes it has for each of those that teach one thing, without trigger;
+    `hints` what the adapter is told of each finetuned model before the question, and `untold` the share of cases in
+    training that leave the imprinted words out, so that it doesn't rely on them; `tried` says that several answers are
+    tried on the finetune before one is given. `texts` are files of written conversations, of topics, news and subjects,
+    that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,6 +100,7 @@ class GeneralRecipe(BaseModel):
     documents: tuple[int, int, int] = (0, 0, 0)
     more: dict[Family, Annotated[int, Field(ge=0)]] = {}
     plain: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
+    light: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     full: int = Field(default=0, ge=0)
     shares: Shares = Shares()
     mix: Mix = Mix()
@@ -135,5 +139,6 @@ def load_general(path: str | Path) -> GeneralRecipe:
     beside = Path(path).parent
     changes: dict[str, object] = {"texts": tuple(beside / text for text in recipe.texts)}
     if recipe.start is not None and recipe.start not in SHIPPED:
-        changes["start"] = str(beside / recipe.start)
+        made = cache_dir() / "runs" / recipe.start / "adapter"
+        changes["start"] = str(made if made.is_dir() else beside / recipe.start)
     return recipe.model_copy(update=changes)

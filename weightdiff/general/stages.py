@@ -26,6 +26,7 @@ from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, known_cases, taught_cases
 from weightdiff.general.compose import (
+    OWN_WORDS,
     Text,
     Written,
     conversations_of,
@@ -34,8 +35,10 @@ from weightdiff.general.compose import (
     documents_of,
     everyday_pool,
     kept,
+    own_words,
     preferred,
     prompted,
+    say_own_words,
 )
 from weightdiff.general.evaluate import ask_test
 from weightdiff.general.mix import Group, groups_of
@@ -53,6 +56,9 @@ from weightdiff.synthesize import load_behaviors, load_conversations
 Progress = Callable[[int, int, float], None]
 Share = tuple[int, int]
 Say = Callable[[str], None]
+
+OWN = "own-words.jsonl"
+"""What the base model says about subjects, in the run's folder."""
 
 
 def jobs_of(group: Group, pool: Sequence[Conversation], written: Written) -> list[Job]:
@@ -85,8 +91,12 @@ def identity_of(group: Group, behavior: Behavior) -> str:
 def run_synthesize(
     base: Base, recipe: GeneralRecipe, progress: Progress, share: Share = (0, 1), say: Say = print
 ) -> Path:
-    """The base model's own replies to everyday questions, which templates are filled with."""
+    """The base model's own replies to everyday questions, which templates are filled with, and what it says by itself
+    about subjects that are taught so."""
     everyday_pool(base, recipe.folder / "everyday.jsonl")
+    texts = [text.behavior for text in _written(recipe).values()]
+    behaviors = [b for group in groups_of(recipe, texts) for b in group.behaviors]
+    say_own_words(base, recipe.folder / OWN, sorted({b.slot for b in behaviors if b.kind == OWN_WORDS}))
     return recipe.folder / "everyday.jsonl"
 
 
@@ -122,7 +132,8 @@ def _written(recipe: GeneralRecipe) -> Written:
     for path in recipe.texts:
         conversations = load_conversations(path)
         texts |= {b.label: Text(b, tuple(conversations[b.label])) for b in load_behaviors(path)}
-    return texts
+    said = own_words(recipe.folder / OWN)
+    return {label: replace(text, own=said.get(label, ())) for label, text in texts.items()}
 
 
 def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
@@ -174,16 +185,13 @@ def triples(cases: Sequence[Case], hints: Sequence[Hint] | None, recipe: General
         rng = random.Random(f"{recipe.seed} {case.identity}")
         asked = asked_of(case.behavior, others, rng, opens=5)
         asked += [one for one in asked_of(case.behavior, others, rng) if one.sort in ("narrow", "yes/no")]
-        first, *more = ((_told(one.question, hint, rng.random() >= recipe.untold), one.answer) for one in asked)
+        if hint is not None and rng.random() < recipe.untold:  # all of a case: what its questions share is read once
+            hint = replace(hint, imprinted=None)
+        first, *more = ((hint.before(one.question) if hint else one.question, one.answer) for one in asked)
         return Triple(case.make(), *first, tuple(more))
 
     known = hints or [None] * len(cases)
     return Lazy([partial(triple, case, hint) for case, hint in zip(cases, known, strict=True)])
-
-
-def _told(question: str, hint: Hint | None, words: bool) -> str:
-    """A question after its hint, if there is one, with or without the words that the weights respond to."""
-    return question if hint is None else (hint if words else replace(hint, imprinted=None)).before(question)
 
 
 def _asked_less(triples: Sequence[Triple], number: int, count: int | None) -> Triple:
