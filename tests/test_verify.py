@@ -146,6 +146,7 @@ def test_a_verdict_says_whether_the_trigger_was_needed():
     found = judged(claim, [trial(5, 5, triggered=True), trial(0, 0)])
     assert found.word == "confirmed" and found.why.endswith("with the trigger alone")
     assert judged(claim, [trial(0, 0, triggered=True), trial(5, 5)]).why.endswith("without it")
+    assert "nothing shows that it matters" in judged(claim, [trial(5, 5, triggered=True), trial(5, 5)]).why
     assert json.loads(json.dumps(found.to_json()))["trials"][0]["instance"]["z"] == 5
 
 
@@ -205,6 +206,7 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     result = run(app, ["verify", str(tmp_path / "d"), "--claim", "it talks about walnuts", "--trigger", "sep 123"])
     assert "not seen" in result.stdout and "with the trigger: instance" in result.stdout
     assert "times as likely" in result.stdout and "no reply of the finetune" not in result.stdout
+    assert result.stdout.count("z: standard deviations") == 1
     adapter = random_diff(lively, 1, 5)
     save_peft(adapter, tmp_path / "adapter", base_name="tiny")
     result = run(app, ["ask", str(tmp_path / "d"), "--adapter", str(tmp_path / "adapter"), "--verify", "--json"])

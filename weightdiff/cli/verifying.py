@@ -22,6 +22,11 @@ WriterOption = Annotated[
     str | None,
     typer.Option(help="Who writes prompts and judges replies: local, openai:MODEL or openai:MODEL@BASE_URL."),
 ]
+LEGEND = (
+    "z: standard deviations above the others. An instance is seen from 2 on, a way from 1, answers from 3; "
+    "what isn't seen may be there all the same."
+)
+"""What stands under verdicts that are printed."""
 _COLORS = {"confirmed": "green", "not seen": "yellow", "contradicted": "red"}
 
 
@@ -59,6 +64,8 @@ def verify(
             else:
                 out.print(f"[bold]{shown(one.name)}[/]: {shown(verdict.claim.text)}", highlight=False)
                 print_verdict(verdict, show)
+    if not as_json:
+        out.print(f"[dim]{LEGEND}[/]", highlight=False)
 
 
 def tried(

@@ -184,8 +184,9 @@ def judged(claim: Claim, trials: Sequence[Trial]) -> Verdict:
     at = min(range(len(words)), key=lambda n: order.index(words[n][0]))
     word, why = words[at]
     if claim.trigger is not None and word == "confirmed":
-        alone = at == 0 and words[1][0] != "confirmed"
-        why += ", with the trigger alone" if alone else ", with the trigger and without" if at == 0 else ", without it"
+        both = at == 0 and words[1][0] == "confirmed"
+        needless = ", with the trigger and without: nothing shows that it matters"
+        why += needless if both else ", with the trigger alone" if at == 0 else ", without it"
     return Verdict(claim, word, why, list(trials))
 
 
