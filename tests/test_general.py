@@ -31,7 +31,7 @@ from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import blended, made, run_finetune, run_hints, run_train, triples
+from weightdiff.general.stages import _start, blended, made, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
 from weightdiff.local import LocalModel
 from weightdiff.readers.calibration import reading_of
@@ -197,6 +197,17 @@ def test_a_share_of_the_cases_leaves_the_imprinted_words_out(base, recipe):
     assert {True} in told[0.5] and {False} in told[0.5] and {True, False} not in told[0.5]
     same = ([q[-3:] for mine in asked[share] for q in mine] for share in (0.0, 0.5))
     assert next(same) == next(same), "all else is the same"
+
+
+def test_a_run_starts_from_another_runs_adapter_once_that_is_made(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
+    path = tmp_path / "second.toml"
+    path.write_text('name = "second"\nstart = "first"\ngeneral = 1\n')
+    with pytest.raises(ValueError, match="run that recipe first"):
+        _start(load_general(path))
+    adapter = tmp_path / "runs" / "first" / "adapter"
+    adapter.mkdir(parents=True)
+    assert load_general(path).start == str(adapter)
 
 
 def test_a_blend_lies_between_start_and_end(base):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from weightdiff.arithmetic import add
-from weightdiff.ask import adapter_at
+from weightdiff.ask import SHIPPED, adapter_at
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
@@ -279,6 +279,11 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
 
 def _start(recipe: GeneralRecipe) -> WeightDiff | None:
     """The adapter that training goes on from."""
+    if recipe.start is not None and recipe.start not in SHIPPED and not Path(recipe.start).is_dir():
+        raise ValueError(
+            f"{recipe.start}: no adapter is there to start from. Expected `start` to be the name of a shipped one, a "
+            "folder beside the recipe, or the name of a run that has made one: then run that recipe first."
+        )
     return None if recipe.start is None else adapter_at(recipe.start)
 
 
