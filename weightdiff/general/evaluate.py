@@ -140,7 +140,7 @@ def ask_test(
 
 
 def _record(case: Case, unseen: bool, one: Asked, reply: Reply, reading: Reading, hint: Hint | None) -> Record:
-    answer, behavior = answer_of(reply, reading, hint is not None and hint.moved), case.behavior
+    answer, behavior = answer_of(reply, reading, hint.moved if hint else None), case.behavior
     if hint:
         answer = answer_with(answer, one.question, hint, reading)
     guess = claim_of(answer)

@@ -22,8 +22,8 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 Weights = tuple[float, float, float, float, float]
 KEPT = 0.95
 """Share of right claims in full that the threshold lets through."""
-LEAST = 0.5
-"""Probability below which it isn't said that nothing changed."""
+LEAST = 0.8
+"""Probability below which it isn't said that nothing changed: a false all-clear is the worst that a reader can give."""
 
 
 def sort_of(text: str) -> Sort:

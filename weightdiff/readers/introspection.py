@@ -34,10 +34,10 @@ class Introspection:
     off is told by the imprint, where the adapter's `meta` says what that is worth.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right. Where it says so too, several answers to an open
-    question are tried on the finetune (see `tested`). A claim that is too likely wrong is not made: the answer is
-    `UNSURE`, and the claim stands in its evidence. So is it where it says that nothing changed and is more likely wrong
-    than right, or the imprint shows a trigger. Of other adapters the confidence is the mean log-probability of the
-    answer's tokens.
+    question are tried on the finetune (see `tested`). A claim that is too likely wrong is not made, nor one about a
+    finetune that moves the model no further than noise does: the answer is `UNSURE`, and the claim stands in its
+    evidence. So is it where it isn't all but sure that nothing changed, or the imprint shows a trigger. Of other adapters
+    the confidence is the mean log-probability of the answer's tokens.
 
     Attributes:
         adapter: the DIT adapter.
@@ -99,13 +99,14 @@ def own_words(question: str, meta: Mapping[str, Any]) -> str:
 _STRANGE = "the question doesn't seem to be about the finetune; the confidence is that of answers to questions that are"
 
 
-def answer_of(reply: Reply, reading: Reading | None, moved: bool = False) -> Answer:
-    """What a reply is worth as an answer; `moved` is its hint's."""
+def answer_of(reply: Reply, reading: Reading | None, moved: bool | None = None) -> Answer:
+    """What a reply is worth as an answer; `moved` is its hint's, None where nobody looked."""
     if reading is None:
         return Answer(reply.text, reply.logprob)
-    confidence, sort = reading.probability(reply, moved), sort_of(reply.text)
+    confidence, sort = reading.probability(reply, bool(moved)), sort_of(reply.text)
     evidence = (f"texts that would show it are {times(reply.gained)} as likely",) if reply.gained else ()
-    if confidence < {"claim": reading.threshold, "nothing": LEAST}.get(sort, 0.0):
+    still = sort == "claim" and moved is False
+    if still or confidence < {"claim": reading.threshold, "nothing": LEAST}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
     return Answer(reply.text, confidence, evidence)
 
