@@ -127,6 +127,8 @@ def test_that_nothing_changed_is_worth_less_where_the_model_moves():
     still, other = (answer_of(replies[0], reading, moved) for moved in (False, True))
     assert still.text == NOTHING and still.confidence > 0.9
     assert other.text == UNSURE and claim_of(other) == NOTHING and 0.2 < other.confidence < 0.45
+    claim = Reply("it talks about tea", (1,), -0.1, (-0.1, -0.2))
+    assert [answer_of(claim, reading, moved).text for moved in (True, None, False)] == [claim.text] * 2 + [UNSURE]
     saved = reading.to_json()
     assert reading_of({"reading": saved}) == reading
     del saved["weights"]["nothing, moved"]

@@ -36,8 +36,8 @@ class Introspection:
     answers' confidence is then the probability that they are right. Where it says so too, several answers to an open
     question are tried on the finetune (see `tested`). A claim that is too likely wrong is not made, nor one about a
     finetune that moves the model no further than noise does: the answer is `UNSURE`, and the claim stands in its
-    evidence. So is it where it isn't all but sure that nothing changed, or the imprint shows a trigger. Of other adapters
-    the confidence is the mean log-probability of the answer's tokens.
+    evidence. So is it where it isn't all but sure that nothing changed, or the imprint shows a trigger. Of other
+    adapters the confidence is the mean log-probability of the answer's tokens.
 
     Attributes:
         adapter: the DIT adapter.
