@@ -22,8 +22,6 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 Weights = tuple[float, float, float, float, float]
 KEPT = 0.95
 """Share of right claims in full that the threshold lets through."""
-LEAST = 0.8
-"""Probability below which it isn't said that nothing changed: a false all-clear is the worst that a reader can give."""
 
 
 def sort_of(text: str) -> Sort:
@@ -48,6 +46,7 @@ class Reading:
         tested: what the root of a nat that a claim gained is worth where open questions' answers are tried (see
             `tested`); None where the likeliest answer is taken as it is.
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
+        least: it isn't said that nothing changed where that is less likely to be right than this.
     """
 
     views: Views
@@ -55,6 +54,7 @@ class Reading:
     threshold: float = 0.0
     tested: float | None = None
     triggers: TriggerOdds | None = None
+    least: float = 0.5
 
     def probability(self, reply: Reply, moved: bool = False) -> float:
         """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
@@ -83,7 +83,8 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
             a, b, c, d, e = map(float, [*saved, 0.0, 0.0][: max(5, len(saved))])
             weights[sort] = (a, b, c, d, e)
         tested = None if said.get("tested") is None else float(said["tested"])
-        return Reading(views, weights, float(said["threshold"]), tested, odds_of(said.get("triggers")))
+        least = float(said.get("least", Reading.least))
+        return Reading(views, weights, float(said["threshold"]), tested, odds_of(said.get("triggers")), least)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapter's `reading` isn't of a known form ({error!r}); expected what is saved "
                          "by training one, with views, weights and threshold.") from None  # fmt: skip

@@ -12,7 +12,7 @@ from weightdiff.dense import check_base
 from weightdiff.diff import WeightDiff, is_adapter, stack
 from weightdiff.lazy import Lazy
 from weightdiff.printable import times
-from weightdiff.readers.calibration import LEAST, Reading, reading_of, sort_of
+from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, telling_of
 from weightdiff.readers.meter import Meter
@@ -106,7 +106,7 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool | None = None) 
     confidence, sort = reading.probability(reply, bool(moved)), sort_of(reply.text)
     evidence = (f"texts that would show it are {times(reply.gained)} as likely",) if reply.gained else ()
     still = sort == "claim" and moved is False
-    if still or confidence < {"claim": reading.threshold, "nothing": LEAST}.get(sort, 0.0):
+    if still or confidence < {"claim": reading.threshold, "nothing": reading.least}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
     return Answer(reply.text, confidence, evidence)
 

@@ -15,7 +15,7 @@ from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, parts_of, read_claim
 from weightdiff.behaviors.texts import texts_of
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
-from weightdiff.readers.calibration import LEAST, Reading, root, sort_of
+from weightdiff.readers.calibration import Reading, root, sort_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.views import Views
@@ -109,7 +109,7 @@ def chosen(proposed: Sequence[Reply], reading: Reading, moved: bool) -> Reply:
     weight = reading.tested or 0.0
     one = best(proposed, weight)
     claims = [reply for reply in proposed if sort_of(reply.text) == "claim" and reply.text]
-    if claims and sort_of(one.text) == "nothing" and reading.probability(one, moved) < LEAST:
+    if claims and sort_of(one.text) == "nothing" and reading.probability(one, moved) < reading.least:
         return best(claims, weight)
     return one
 
