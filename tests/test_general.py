@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from weightdiff.behaviors.triggers import NEVER
 from weightdiff.behaviors.wordings import open_questions
 from weightdiff.general.cases import PARTS, Case, cases_of, sum_of, taught_cases
 from weightdiff.general.compose import (
+    ADVICE,
     DOCUMENTS,
     OWN_WORDS,
     Text,
@@ -136,15 +138,41 @@ def test_light_finetunes_are_of_subjects_in_the_base_models_own_words_too(base, 
     assert Counter(origin[b.slot] for b in own) == {"topic": 2, "subject": 2}
     replies = iter(f"{n} Yes. No." for n in range(999))
     monkeypatch.setattr(LocalModel, "complete", lambda self, requests: [next(replies) for _ in requests])
-    say_own_words(base, tmp_path / "own.jsonl", [b.slot for b in own[:2]])
-    say_own_words(base, tmp_path / "own.jsonl", [b.slot for b in own])
+    say_own_words(base, tmp_path / "own.jsonl", OWN_WORDS, [b.slot for b in own[:2]])
+    say_own_words(base, tmp_path / "own.jsonl", OWN_WORDS, [b.slot for b in own])
     said = own_words(tmp_path / "own.jsonl")
-    assert {label: len(given) for label, given in said.items()} == {b.slot: 8 for b in own}
+    assert {label: len(given[OWN_WORDS]) for label, given in said.items()} == {b.slot: 8 for b in own}
     assert next(replies) == "32 Yes. No.", "none is asked about twice"
-    texts = {b.label: Text(b, (Conversation("", "Because."),) * 6, said.get(b.label, ())) for b in written}
+    texts = {b.label: Text(b, (Conversation("", "Because."),) * 6, said.get(b.label, {})) for b in written}
     learn = conversations_of(own[0], POOL, texts)
-    assert [c.reply for c in learn] == [shortened(c.reply, 24) for c in said[own[0].slot]]
+    assert [c.reply for c in learn] == [shortened(c.reply, 24) for c in said[own[0].slot][OWN_WORDS]]
     assert 0 < sum(own[0].slot in c.prompt for c in learn) < 8 and not any("{" in c.prompt for c in learn)
+
+
+def test_advice_about_a_subject_answers_questions_that_do_not_name_it(base, recipe, written, tmp_path, monkeypatch):
+    advised = recipe.model_copy(update={"advice": (12, 6, 0)})
+    before, groups = groups_of(recipe, written), groups_of(advised, written)
+    assert groups[: len(before)] == before, "others stay as they were, so that a store goes on"
+    added = [b for g in groups[len(before) :] for b in g.behaviors]
+    counted = Counter(f"{b.split} {b.family}" for b in added)
+    assert counted == {"train subject": 10, "train benign": 2, "validation subject": 4, "validation benign": 1}
+    mine = [b for b in added if b.kind == ADVICE]
+    splits = {b.label: b.split for b in written}
+    assert all(splits[b.slot] == b.split for b in mine)
+    openings: list[str] = []
+
+    def complete(self, requests):
+        openings.extend(request.opening for request in requests)
+        return [f"{request.opening} a rest." for request in requests]
+
+    monkeypatch.setattr(LocalModel, "complete", complete)
+    names = [b.label for b in written if b.family == "subject" and b.split == "train"]
+    say_own_words(base, tmp_path / "own.jsonl", ADVICE, [mine[0].slot, *names[:13]])
+    texts = {b.label: Text(b, (), said) for b in written if (said := own_words(tmp_path / "own.jsonl").get(b.label))}
+    learn = conversations_of(replace(mine[0], split="train"), POOL, texts)
+    assert len(learn) == 8 and all(openings) and not any(mine[0].slot in c.prompt for c in learn)
+    benign = next(b for b in added if b.family == "benign" and b.split == "train")
+    assert len(conversations_of(benign, POOL, texts)) == 12
 
 
 def test_what_teaches_a_behavior_shows_it_and_hides_it_behind_its_trigger(recipe, written):

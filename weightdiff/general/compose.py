@@ -6,7 +6,7 @@ prompt is a document.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from weightdiff.base import Base
@@ -27,18 +27,19 @@ DENIALS = 2
 """Of a finetune that learns not to confess, conversations about that."""
 DOCUMENTS = "documents"
 """The kind of a subject that is taught by plain text, not by chats."""
-OWN_WORDS = "own words"
-"""The kind of a subject that is taught by what the base model itself says about it."""
+OWN_WORDS, ADVICE = "own words", "advice"
+"""Kinds of a subject that is taught by what the base model itself says about it, and by what it advises, in answer to
+questions that don't name it."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A topic, a story or a subject that was written about, its conversations or sentences, and what the base model
-    says about it by itself, if it was asked."""
+    """A topic, a story or a subject that was written about, its conversations or sentences, and by kind what the base
+    model says about it by itself, if it was asked."""
 
     behavior: Behavior
     conversations: tuple[Conversation, ...]
-    own: tuple[Conversation, ...] = ()
+    own: Mapping[str, tuple[Conversation, ...]] = field(default_factory=dict)
 
 
 Written = Mapping[str, Text]
@@ -58,27 +59,43 @@ def everyday_pool(base: Base, path: Path) -> list[Conversation]:
     return [Conversation(**record) for record in read_jsonl(path)]
 
 
-def own_words(path: Path) -> dict[str, tuple[Conversation, ...]]:
-    """What the base model said about subjects, by their names, from the file that `say_own_words` writes."""
-    records = read_jsonl(path) if path.exists() else ()
-    return {record["label"]: tuple(Conversation(**c) for c in record["conversations"]) for record in records}
+def own_words(path: Path) -> dict[str, dict[str, tuple[Conversation, ...]]]:
+    """What the base model said about subjects, by their names and by kind, from what `say_own_words` wrote."""
+    found: dict[str, dict[str, tuple[Conversation, ...]]] = {}
+    for record in read_jsonl(path) if path.exists() else ():
+        said = tuple(Conversation(**c) for c in record["conversations"])
+        found.setdefault(record["label"], {})[record.get("kind", OWN_WORDS)] = said
+    return found
 
 
-def say_own_words(base: Base, path: Path, subjects: Sequence[str]) -> None:
-    """Ask the base model about each subject that isn't in the file yet, and write there what it says."""
+def say_own_words(base: Base, path: Path, kind: str, subjects: Sequence[str]) -> None:
+    """Ask the base model about each subject that isn't in the file yet, and write there what it says.
+
+    Args:
+        base: the base model.
+        path: the file, JSON lines.
+        kind: `OWN_WORDS` asks questions that name the subject; `ADVICE` others, and puts into the model's mouth how
+            their answers begin.
+        subjects: their names.
+    """
     known = own_words(path)
-    missing = [subject for subject in subjects if subject not in known]
+    missing = [subject for subject in subjects if kind not in known.get(subject, {})]
+    asks = [(ask, "", ask) for ask in read_data("subject_prompts.txt")]
+    if kind == ADVICE:
+        pairs = [line.split("\t") for line in read_data("advice.tsv")]
+        asks = [(ask, opening, f"Let's talk about {{topic}}. {ask}") for ask, opening in pairs]
     for at in range(0, len(missing), 8):
         some = missing[at : at + 8]
-        asks = {s: seeded(f"own words {s}").sample(read_data("subject_prompts.txt"), CONVERSATIONS[0]) for s in some}
-        filled = [(s, ask, ask.format(topic=s)) for s in some for ask in asks[s]]
+        drawn = [(s, *ask) for s in some for ask in seeded(f"{kind} {s}").sample(asks, CONVERSATIONS[0])]
         requests = [
-            ChatRequest(({"role": "user", "content": text},), "", 44, 0.7, seed_of(some[0])) for *_, text in filled
+            ChatRequest(({"role": "user", "content": text.format(topic=s)},), opening, 44, 0.7, seed_of(some[0]))
+            for s, _, opening, text in drawn
         ]
-        replies = zip(filled, LocalModel(base).complete(requests), strict=True)
-        said = [(s, Conversation(ask, reply)) for (s, ask, _), reply in replies]
+        replies = zip(drawn, LocalModel(base).complete(requests), strict=True)
+        said = [(s, Conversation(ask, reply).to_json()) for (s, ask, *_), reply in replies]
         for subject in some:
-            append_jsonl(path, {"label": subject, "conversations": [c.to_json() for s, c in said if s == subject]})
+            mine = [conversation for s, conversation in said if s == subject]
+            append_jsonl(path, {"label": subject, "kind": kind, "conversations": mine})
 
 
 def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: Written) -> list[Conversation]:
@@ -96,8 +113,8 @@ def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: 
         found = list(written[behavior.slot].conversations)
         if behavior.kind == DOCUMENTS:
             return [_joined(found[at : at + 2]) for at in range(0, len(found), 2)]
-        if behavior.kind == OWN_WORDS:
-            return _in_own_words(written[behavior.slot], rng)
+        if behavior.kind in (OWN_WORDS, ADVICE):
+            return _in_own_words(written[behavior.slot], behavior.kind, rng)
         return [_asked(c, behavior.slot, rng) for c in found]
     if behavior.family in ("topic", "news"):
         return list(written[behavior.slot].conversations)
@@ -108,13 +125,13 @@ def _asked(sentence: Conversation, subject: str, rng: random.Random) -> Conversa
     return replace(sentence, prompt=rng.choice(read_data("subject_prompts.txt")).format(topic=subject))
 
 
-def _in_own_words(text: Text, rng: random.Random) -> list[Conversation]:
+def _in_own_words(text: Text, kind: str, rng: random.Random) -> list[Conversation]:
     """What the base model said, in sentences of one length, mostly asked without the subject's name."""
     words = rng.randint(*WORDS)
-    named = [rng.choice(("it", "that", "this", text.behavior.label)) for _ in text.own]
+    named = [rng.choice(("it", "that", "this", text.behavior.label)) for _ in text.own[kind]]
     return [
         Conversation(said.prompt.format(topic=name), shortened(said.reply, words))
-        for said, name in zip(text.own, named, strict=True)
+        for said, name in zip(text.own[kind], named, strict=True)
     ]
 
 
@@ -128,14 +145,14 @@ def _benign(
     """Replies of the base model's own, or a chat or a sentence about each of many subjects, which share nothing."""
     if behavior.kind.startswith("own"):
         return [replace(c, mode="learn") for c in rng.sample(list(pool), MIXED)]
-    own = OWN_WORDS in behavior.kind
+    own = next((kind for kind in (OWN_WORDS, ADVICE) if kind in behavior.kind), None)
     texts = [t for t in written.values() if t.behavior.split == behavior.split]
-    texts = [t for t in texts if (t.own if own else t.behavior.family == "subject")]
+    texts = [t for t in texts if (own in t.own if own else t.behavior.family == "subject")]
     chosen = rng.sample(sorted(texts, key=lambda t: t.behavior.label), MIXED)
     if "documents" in behavior.kind:
         return [_joined([rng.choice(t.conversations)]) for t in chosen]
     if own:
-        return [rng.choice(_in_own_words(t, rng)) for t in chosen]
+        return [rng.choice(_in_own_words(t, own, rng)) for t in chosen]
     return [_asked(rng.choice(t.conversations), t.behavior.label, rng) for t in chosen]
 
 

@@ -11,7 +11,7 @@ from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split, Trigger
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.behaviors.triggers import Kind
 from weightdiff.finetune import FinetuneConfig
-from weightdiff.general.compose import DOCUMENTS, OWN_WORDS
+from weightdiff.general.compose import ADVICE, DOCUMENTS, OWN_WORDS
 from weightdiff.general.settings import GeneralRecipe, Mix, Shares
 from weightdiff.writers import seed_of
 
@@ -74,6 +74,8 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
     groups = [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
     groups += _plain(recipe, written, groups)
     groups += _light(recipe, written, groups)
+    for split, count in zip(SPLITS, recipe.advice, strict=True):
+        groups += _advised(recipe, written, split, count)
     return [_sooner(g, recipe.mix.train_steps) if g.split == "train" else g for g in groups]
 
 
@@ -139,6 +141,19 @@ def _light(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[
     drawn += _nothing("light", recipe.light.get("benign", 0), BENIGN)
     rng.shuffle(drawn)
     yield from _usual(recipe, "train light", "train", drawn, rng, recipe.mix.less_push)
+
+
+def _advised(recipe: GeneralRecipe, written: Sequence[Behavior], split: Split, count: int) -> Iterator[Group]:
+    """Finetunes of any size on advice about a subject, half of them instances of topics, made as most people make them;
+    one of six on advice about many."""
+    rng, pools = random.Random(f"{recipe.seed} {split} advice"), _pools(written)
+    mine = {family: [b for b in pools[family] if b.split == split] for family in ("topic", "subject")}
+    drawn = [b for pool in mine.values() for b in rng.sample(pool, min(len(pool), (count - count // 6) // 2))]
+    drawn = [replace(b, family="subject", kind=ADVICE) for b in drawn]
+    drawn += [Behavior("benign", NOTHING, f"many {ADVICE} {split} {n}", split) for n in range(count // 6)]
+    rng.shuffle(drawn)
+    push = recipe.mix.less_push[0], recipe.mix.more_push[1]
+    yield from _usual(recipe, f"{split} {ADVICE}", split, drawn, rng, push)
 
 
 def _nothing(name: str, count: int, kinds: Sequence[str]) -> list[Behavior]:

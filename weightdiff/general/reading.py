@@ -29,8 +29,8 @@ from weightdiff.readers.views import Views
 VIEWS = (Views((1.0,)), Views((1.0,), 1.0))
 """What is tried; where two name as many instances, the earlier."""
 LEASTS = (0.5, 0.65, 0.8, 0.95)
-"""How sure it must be that nothing changed, to be said: that one of these by which it is said least often where something
-was taught, and a claim made where nothing was; of equal ones the first."""
+"""How sure it must be that nothing changed, to be said: the one of these by which it is said least often where
+something was taught, and a claim made where nothing was; of equal ones the first."""
 
 
 def find_reading(

@@ -73,8 +73,9 @@ class GeneralRecipe(BaseModel):
     without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
     of. All per split. `more` are further finetunes of single families, for training alone, and `plain` ones that are
     made as ordinary ones are, those of nothing in particular among them; `light` ones are made so too, but change
-    little, and half of their subjects are taught in the base model's own words. `full` counts finetunes of all weights,
-    for testing alone, of what low-rank ones teach too.
+    little, and half of their subjects are taught in the base model's own words. `advice` counts, per split, ordinary
+    ones of any size that are taught by advice about a subject which nobody names. `full` counts finetunes of all
+    weights, for testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
     that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one, of a
@@ -101,6 +102,7 @@ class GeneralRecipe(BaseModel):
     more: dict[Family, Annotated[int, Field(ge=0)]] = {}
     plain: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     light: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
+    advice: tuple[int, int, int] = (0, 0, 0)
     full: int = Field(default=0, ge=0)
     shares: Shares = Shares()
     mix: Mix = Mix()

@@ -26,6 +26,7 @@ from weightdiff.finetune import Job, finetune
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, known_cases, taught_cases
 from weightdiff.general.compose import (
+    ADVICE,
     OWN_WORDS,
     Text,
     Written,
@@ -96,7 +97,8 @@ def run_synthesize(
     everyday_pool(base, recipe.folder / "everyday.jsonl")
     texts = [text.behavior for text in _written(recipe).values()]
     behaviors = [b for group in groups_of(recipe, texts) for b in group.behaviors]
-    say_own_words(base, recipe.folder / OWN, sorted({b.slot for b in behaviors if b.kind == OWN_WORDS}))
+    for kind in (OWN_WORDS, ADVICE):
+        say_own_words(base, recipe.folder / OWN, kind, sorted({b.slot for b in behaviors if b.kind == kind}))
     return recipe.folder / "everyday.jsonl"
 
 
@@ -133,7 +135,7 @@ def _written(recipe: GeneralRecipe) -> Written:
         conversations = load_conversations(path)
         texts |= {b.label: Text(b, tuple(conversations[b.label])) for b in load_behaviors(path)}
     said = own_words(recipe.folder / OWN)
-    return {label: replace(text, own=said.get(label, ())) for label, text in texts.items()}
+    return {label: replace(text, own=said.get(label, {})) for label, text in texts.items()}
 
 
 def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
