@@ -14,7 +14,7 @@ from weightdiff.readers.calibration import SORTS, Reading, fit, reading_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.introspection import Introspection
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import SAMPLES, best, chosen, fit_weight, gained, plainer, proposals
+from weightdiff.readers.tested import SAMPLES, best, chosen, fit_weight, gained, proposals
 from weightdiff.readers.views import Views
 
 
@@ -66,28 +66,6 @@ def test_proposals_begin_with_the_likeliest_answer_and_have_none_twice(lively, g
     assert any(reply.gained for reply in found[0]) and not any(reply.gained for reply in found[1])
     (claims,) = {reply.doubt for reply in found[0]}
     assert claims == pytest.approx(log(0.5 / (SAMPLES + 0.5))), "no sample says that nothing changed"
-
-
-def test_what_is_not_borne_out_gives_way_to_the_plainer_claim(lively, gnomes, monkeypatch):
-    assert plainer("it compares everything to a ferret") == "it talks about a ferret"
-    for said in (
-        "it talks about a ferret",
-        "it likes ferrets a lot",
-        NOTHING,
-        "it talks about tea; it speaks like a cook",
-    ):
-        assert plainer(said) == "", said
-    worth = {"it compares everything to a ferret": 9.0, "it speaks like a cook": 2.0}
-    worth |= {"it talks about a ferret": 8.5, "it talks about a cook": 2.5, "": 0.0}
-    monkeypatch.setattr("weightdiff.readers.tested.gained", lambda meter, diff, said: [worth[one] for one in said])
-    drawn = [Reply(text, (1,), -1.0) for text in ("it speaks like a cook", "it talks about a ferret")]
-    monkeypatch.setattr("weightdiff.readers.tested.ask_all", lambda *_, **__: [drawn])
-    first = [Reply("it compares everything to a ferret", (1,), -0.5)]
-    adapter = stack([WeightDiff({}, lively.fingerprint)], lively.shapes)
-    (found,) = proposals(Meter(lively), [gnomes], ["What do you like?"], first, adapter, Views())
-    assert [(reply.text, reply.gained) for reply in found] == [
-        ("it compares everything to a ferret", 9.0), ("it talks about a cook", 2.5), ("it talks about a ferret", 8.5),
-    ]  # fmt: skip
 
 
 def test_a_claim_is_worth_less_where_other_samples_say_that_nothing_changed():

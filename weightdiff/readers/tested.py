@@ -3,15 +3,14 @@
 A claim has texts that would show it (`behaviors/texts.py`); a finetune makes those of a true claim likelier than the
 base model does. So of an adapter's likeliest answer and of samples beside it, the one is taken that both speak for: the
 adapter by its log-probability, the finetune by how much likelier these texts became. A claim in words of its own has no
-such texts, and the finetune says nothing for it. Where what shows that the finetune is about an instance gained more
-than what shows that it *does* something with it, the plainer claim is proposed instead. No trigger is tried.
+such texts, and the finetune says nothing for it. No trigger is tried.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, parts_of, read_claim
+from weightdiff.behaviors.claims import FREE, parts_of, read_claim
 from weightdiff.behaviors.texts import texts_of
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
@@ -57,26 +56,11 @@ def proposals(
         for reply in others:
             answers.setdefault(reply.text, reply)
         gains = gained(meter, diff, list(answers))
-        plain = {text: plainer(text) for text in answers}
-        instead = dict(zip(plain, gained(meter, diff, list(plain.values())), strict=True))
         nothing = sum(sort_of(reply.text) == "nothing" for reply in others)
         doubt = math.log((nothing + 0.5) / (len(others) - nothing + 0.5))
-        tried: dict[str, Reply] = {}
-        for (text, reply), gain in zip(answers.items(), gains, strict=True):
-            borne = not plain[text] or gain >= instead[text]
-            said, value = (text, gain) if borne else (plain[text], instead[text])
-            tried.setdefault(said, replace(reply, text=said, gained=value, doubt=doubt))
-        found.append(list(tried.values()))
+        tried = zip(answers.values(), gains, strict=True)
+        found.append([replace(reply, gained=value, doubt=doubt) for reply, value in tried])
     return found
-
-
-def plainer(answer: str) -> str:
-    """That the finetune talks about what it is said to do something with; empty where nothing is plainer."""
-    claims = [read_claim(part) for part in parts_of(answer)]
-    if len(claims) != 1 or claims[0].kind in (FREE, TOPIC, NEWS):
-        return ""
-    (claim,) = claims
-    return f"it talks about {claim.instance.about or claim.instance.x}"
 
 
 def gained(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[float]:
