@@ -34,8 +34,8 @@ class Introspection:
     off is told by the imprint, where the adapter's `meta` says what that is worth.
     One whose `meta` says how it is to be read is read at several strengths in contrast with the base model; its
     answers' confidence is then the probability that they are right. Where it says so too, several answers to an open
-    question are tried on the finetune (see `tested`). A claim that is too likely wrong is not made, nor one about a
-    finetune that moves the model no further than noise does: the answer is `UNSURE`, and the claim stands in its
+    question are tried on the finetune (see `tested`). A claim that is too likely wrong is not made, nor one in full
+    about a finetune that moves the model no further than noise does: the answer is `UNSURE`, and the claim stands in its
     evidence. So is it where it isn't all but sure that nothing changed, or the imprint shows a trigger. Of other
     adapters the confidence is the mean log-probability of the answer's tokens.
 
@@ -105,7 +105,7 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool | None = None) 
         return Answer(reply.text, reply.logprob)
     confidence, sort = reading.probability(reply, bool(moved)), sort_of(reply.text)
     evidence = (f"texts that would show it are {times(reply.gained)} as likely",) if reply.gained else ()
-    still = sort == "claim" and moved is False
+    still = moved is False and in_full(reply.text)
     if still or confidence < {"claim": reading.threshold, "nothing": reading.least}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
     return Answer(reply.text, confidence, evidence)
