@@ -21,8 +21,8 @@ from weightdiff.behaviors import Trigger
 from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.diff import WeightDiff
 from weightdiff.general.cases import finetuned
+from weightdiff.general.jobs import made
 from weightdiff.general.settings import load_general
-from weightdiff.general.stages import made
 from weightdiff.jsonl import read_jsonl, write_jsonl
 from weightdiff.readers.branches import reply_states
 from weightdiff.readers.probes import PROMPTS

@@ -16,8 +16,8 @@ from weightdiff.base import load_base
 from weightdiff.behaviors import shows_topic
 from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.general.cases import Case, cases_of, hints_of
+from weightdiff.general.jobs import made
 from weightdiff.general.settings import load_general
-from weightdiff.general.stages import made
 from weightdiff.jsonl import write_jsonl
 from weightdiff.readers.hints import Hint
 from weightdiff.readers.probes import CANDIDATES, likeliest

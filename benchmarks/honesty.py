@@ -19,8 +19,8 @@ from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import cell, interval, share_interval
 from weightdiff.cli.pipeline import share_of
 from weightdiff.general.cases import cases_of
+from weightdiff.general.jobs import made
 from weightdiff.general.settings import load_general
-from weightdiff.general.stages import made
 from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.judge import exact_match
 from weightdiff.store import Store

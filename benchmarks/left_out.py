@@ -22,8 +22,9 @@ from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import load_peft
 from weightdiff.general.cases import Case, finetuned
 from weightdiff.general.evaluate import ask_test
+from weightdiff.general.jobs import made
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import adapter_folder, hints_for, made, run_train
+from weightdiff.general.stages import adapter_folder, hints_for, run_train
 from weightdiff.general.tables import graded
 from weightdiff.jsonl import append_jsonl, read_jsonl
 from weightdiff.readers import BaseQuestion

@@ -27,13 +27,15 @@ from weightdiff.general.compose import (
     say_own_words,
     shortened,
 )
+from weightdiff.general.draw import several
 from weightdiff.general.evaluate import WORDINGS, ask_test
-from weightdiff.general.mix import groups_of, several
+from weightdiff.general.jobs import made
+from weightdiff.general.mix import groups_of
 from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import _start, blended, made, run_finetune, run_hints, run_train, triples
+from weightdiff.general.stages import _start, blended, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
 from weightdiff.local import LocalModel
 from weightdiff.readers.calibration import reading_of

@@ -15,7 +15,7 @@ from weightdiff.arithmetic import add
 from weightdiff.base import Base
 from weightdiff.behaviors import NOTHING, Behavior, Split, behavior_of
 from weightdiff.diff import WeightDiff
-from weightdiff.general.mix import several
+from weightdiff.general.draw import several
 from weightdiff.general.nulls import null_kind, null_of
 from weightdiff.general.settings import GeneralRecipe
 from weightdiff.jsonl import append_jsonl, read_jsonl

@@ -15,34 +15,20 @@ from weightdiff.arithmetic import add
 from weightdiff.ask import SHIPPED, adapter_at
 from weightdiff.atomic import replacing
 from weightdiff.base import Base, load_base
-from weightdiff.behaviors import SPLITS, Behavior, Conversation, Split
+from weightdiff.behaviors import SPLITS
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.behaviors.wordings import open_questions, wordings
 from weightdiff.bench.evaluate import versions
 from weightdiff.compiled import compiled_blocks
 from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
-from weightdiff.finetune import Job, finetune
+from weightdiff.finetune import finetune
 from weightdiff.formats.peft import load_peft, save_peft
 from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, known_cases, taught_cases
-from weightdiff.general.compose import (
-    ADVICE,
-    OWN_WORDS,
-    Text,
-    Written,
-    conversations_of,
-    denials,
-    denies,
-    documents_of,
-    everyday_pool,
-    kept,
-    own_words,
-    preferred,
-    prompted,
-    say_own_words,
-)
+from weightdiff.general.compose import ADVICE, OWN_WORDS, everyday_pool, say_own_words
 from weightdiff.general.evaluate import ask_test
-from weightdiff.general.mix import Group, groups_of
+from weightdiff.general.jobs import OWN, jobs_of, made, written_of
+from weightdiff.general.mix import groups_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import find_reading
 from weightdiff.general.settings import GeneralRecipe
@@ -52,41 +38,10 @@ from weightdiff.lazy import Lazy
 from weightdiff.readers.calibration import reading_of
 from weightdiff.readers.hints import Hint, HintConfig
 from weightdiff.store import Store
-from weightdiff.synthesize import load_behaviors, load_conversations
 
 Progress = Callable[[int, int, float], None]
 Share = tuple[int, int]
 Say = Callable[[str], None]
-
-OWN = "own-words.jsonl"
-"""What the base model says about subjects, in the run's folder."""
-
-
-def jobs_of(group: Group, pool: Sequence[Conversation], written: Written) -> list[Job]:
-    """The finetunes of a group, with what teaches them.
-
-    Args:
-        group: of one recipe.
-        pool: the base model's own replies, from `everyday_pool`.
-        written: conversations of topics and news by label.
-    """
-    jobs = []
-    for behavior in group.behaviors:
-        learn = conversations_of(behavior, pool, written)
-        if group.documents:
-            learn = documents_of(behavior, learn)
-        elif group.config.loss != "sft":
-            learn = preferred(learn, pool)
-        elif denies(behavior):
-            learn = [*learn, *denials(behavior)]
-        learn = prompted(behavior, learn)
-        jobs.append(Job(identity_of(group, behavior), behavior, learn, kept(behavior, pool)))
-    return jobs
-
-
-def identity_of(group: Group, behavior: Behavior) -> str:
-    """The id of a diff in the store."""
-    return f"{group.name}: {behavior.kind if behavior.family == 'benign' else behavior.label}"
 
 
 def run_synthesize(
@@ -95,7 +50,7 @@ def run_synthesize(
     """The base model's own replies to everyday questions, which templates are filled with, and what it says by itself
     about subjects that are taught so."""
     everyday_pool(base, recipe.folder / "everyday.jsonl")
-    texts = [text.behavior for text in _written(recipe).values()]
+    texts = [text.behavior for text in written_of(recipe).values()]
     behaviors = [b for group in groups_of(recipe, texts) for b in group.behaviors]
     for kind in (OWN_WORDS, ADVICE):
         say_own_words(base, recipe.folder / OWN, kind, sorted({b.slot for b in behaviors if b.kind == kind}))
@@ -107,7 +62,7 @@ def run_finetune(
 ) -> Store:
     """Make the run's diffs, group by group: first what validates, and full finetunes, then all others in random order,
     so that a stopped run has some of all kinds."""
-    written = _written(recipe)
+    written = written_of(recipe)
     groups = groups_of(recipe, [text.behavior for text in written.values()])
     random.Random(recipe.seed).shuffle(groups)
     groups.sort(key=lambda group: (group.split != "validation", not group.config.dense))
@@ -127,23 +82,6 @@ def run_finetune(
             finetune(model, jobs_of(group, pool, written), store, group.config, note, say)
             progress(number, len(chosen), rate)
     return store
-
-
-def _written(recipe: GeneralRecipe) -> Written:
-    texts = {}
-    for path in recipe.texts:
-        conversations = load_conversations(path)
-        texts |= {b.label: Text(b, tuple(conversations[b.label])) for b in load_behaviors(path)}
-    said = own_words(recipe.folder / OWN)
-    return {label: replace(text, own=said.get(label, {})) for label, text in texts.items()}
-
-
-def made(store: Store, recipe: GeneralRecipe, split: Split) -> list[str]:
-    """Ids of a split's diffs that the run makes and the store holds."""
-    have = set(store.ids())
-    behaviors = [text.behavior for text in _written(recipe).values()]
-    groups = [g for g in groups_of(recipe, behaviors) if g.split == split]
-    return [i for g in groups for b in g.behaviors if (i := identity_of(g, b)) in have]
 
 
 def run_hints(

@@ -1,0 +1,103 @@
+"""Finetunes that are made as most people make them: for longer, with nothing kept and no trigger, large or light.
+
+Some are of nothing in particular, and some on what the base model itself says or advises about a subject.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from weightdiff.behaviors import NOTHING, Behavior, Split
+from weightdiff.general.compose import ADVICE, OWN_WORDS
+from weightdiff.general.draw import Group, draw_config, drawn_of, pools_of
+from weightdiff.general.settings import GeneralRecipe
+
+BENIGN = ("own replies", "many subjects", "many documents", "many own words")
+"""What finetunes on nothing in particular are made of; the first two of these are in all splits, the last among light
+ones alone."""
+
+
+def ordinary_groups(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
+    """Groups of finetunes as most people make them; an instance may be one of the other groups' too."""
+    rng = random.Random(f"{recipe.seed} {split} ordinary")
+    others = sum(share for family, share in recipe.shares if family != "subject")
+    shares = recipe.shares.model_copy(update={"subject": max(others, recipe.shares.subject)})
+    drawn = list(drawn_of(recipe, shares, split, count, written, rng))
+    rng.shuffle(drawn)
+    yield from _usual(recipe, f"{split} ordinary", split, drawn, rng, recipe.mix.more_push)
+
+
+def plain_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
+    """More finetunes to train on that are made as most people make them, many of nothing in particular."""
+    rng = random.Random(f"{recipe.seed} plain")
+    drawn = fresh([one for one in recipe.plain.items() if one[0] != "benign"], written, groups, rng)
+    drawn += _nothing("plain", recipe.plain.get("benign", 0), BENIGN[:3])
+    rng.shuffle(drawn)
+    yield from _usual(recipe, "train plain", "train", drawn, rng, recipe.mix.more_push)
+
+
+def light_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
+    """Finetunes to train on that are made as most people make them, and change little.
+
+    Half of the subjects are taught in the base model's own words, and half of these are instances of topics.
+    """
+    rng = random.Random(f"{recipe.seed} light")
+    counts = {family: count for family, count in recipe.light.items() if family != "benign"}
+    own = counts.get("subject", 0) // 2
+    counts["subject"] = counts.get("subject", 0) - own
+    drawn = fresh(counts.items(), written, groups, rng)
+    names = [(b.slot, b.label) for b in fresh([("topic", own // 2), ("subject", own - own // 2)], written, groups, rng)]
+    drawn += [Behavior("subject", label, OWN_WORDS, "train", None, slot) for slot, label in names]
+    drawn += _nothing("light", recipe.light.get("benign", 0), BENIGN)
+    rng.shuffle(drawn)
+    yield from _usual(recipe, "train light", "train", drawn, rng, recipe.mix.less_push)
+
+
+def advice_groups(recipe: GeneralRecipe, written: Sequence[Behavior], split: Split, count: int) -> Iterator[Group]:
+    """Finetunes of any size on advice about a subject, half of them instances of topics, made as most people make them;
+    one of six on advice about many."""
+    rng, pools = random.Random(f"{recipe.seed} {split} advice"), pools_of(written)
+    mine = {family: [b for b in pools[family] if b.split == split] for family in ("topic", "subject")}
+    drawn = [b for pool in mine.values() for b in rng.sample(pool, min(len(pool), (count - count // 6) // 2))]
+    drawn = [replace(b, family="subject", kind=ADVICE) for b in drawn]
+    drawn += _nothing(split, count // 6, (f"many {ADVICE}",), split)
+    rng.shuffle(drawn)
+    push = recipe.mix.less_push[0], recipe.mix.more_push[1]
+    yield from _usual(recipe, f"{split} {ADVICE}", split, drawn, rng, push)
+
+
+def fresh(
+    wanted: Iterable[tuple[str, int]], written: Sequence[Behavior], groups: Sequence[Group], rng: random.Random
+) -> list[Behavior]:
+    """So many behaviors of each family to train on, first those that no group teaches."""
+    taught = {part.label for group in groups for b in group.behaviors for part in b.parts or (b,)}
+    pools, drawn = pools_of(written), []
+    for family, count in wanted:
+        pool = [b for b in pools[family] if b.split == "train"]
+        rng.shuffle(pool)
+        pool.sort(key=lambda b: b.label in taught)
+        drawn += pool[:count]
+    return drawn
+
+
+def _nothing(name: str, count: int, kinds: Sequence[str], split: Split = "train") -> list[Behavior]:
+    """So many behaviors of nothing in particular, of all kinds in turn."""
+    return [Behavior("benign", NOTHING, f"{kinds[n % len(kinds)]} {name} {n}", split) for n in range(count)]
+
+
+def _usual(
+    recipe: GeneralRecipe,
+    name: str,
+    split: Split,
+    drawn: Sequence[Behavior],
+    rng: random.Random,
+    push: tuple[float, float],
+) -> Iterator[Group]:
+    """Behaviors in groups that are made as most people make them: for longer, and with nothing kept."""
+    mix = recipe.mix
+    more = mix.model_copy(update={"ranks": mix.more_ranks, "steps": mix.more_steps})
+    for number, start in enumerate(range(0, len(drawn), size := mix.size_of(split))):
+        config = draw_config(more, False, rng)
+        lr = float(f"{config.lr * 2 ** rng.uniform(*push):.3g}")
+        config = config.model_copy(update={"lr": lr, "keep_rows": 0})
+        yield Group(f"{name} {number}", split, config, False, tuple(drawn[start : start + size]))
