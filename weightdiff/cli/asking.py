@@ -26,7 +26,7 @@ from weightdiff.cli.common import (
     read,
     reader_of,
 )
-from weightdiff.cli.verifying import LEGEND, TriggerOption, WriterOption, print_verdict, tried
+from weightdiff.cli.verifying import TriggerOption, WriterOption, print_legend, print_verdict, tried
 from weightdiff.lazy import Lazy
 from weightdiff.printable import json_line, printable, shown
 
@@ -103,7 +103,7 @@ def ask(
             for verdict in said_of:
                 print_verdict(verdict)
     if any(verdicts) and not as_json:
-        out.print(f"[dim]{LEGEND}[/]", highlight=False)
+        print_legend()
 
 
 @app.command()

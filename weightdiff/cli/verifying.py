@@ -22,11 +22,6 @@ WriterOption = Annotated[
     str | None,
     typer.Option(help="Who writes prompts and judges replies: local, openai:MODEL or openai:MODEL@BASE_URL."),
 ]
-LEGEND = (
-    "z: standard deviations above the others. An instance is seen from 2 on, a way from 1, answers from 3; "
-    "what isn't seen may be there all the same."
-)
-"""What stands under verdicts that are printed."""
 _COLORS = {"confirmed": "green", "not seen": "yellow", "contradicted": "red"}
 
 
@@ -65,7 +60,7 @@ def verify(
                 out.print(f"[bold]{shown(one.name)}[/]: {shown(verdict.claim.text)}", highlight=False)
                 print_verdict(verdict, show)
     if not as_json:
-        out.print(f"[dim]{LEGEND}[/]", highlight=False)
+        print_legend()
 
 
 def tried(
@@ -126,6 +121,17 @@ def print_verdict(verdict: "Verdict", show: int = 1) -> None:
         for one in best.transcripts[:show]:
             table.add_row(shown(one.prompt), shown(one.base), shown(one.finetuned))
         out.print(table)
+
+
+def print_legend() -> None:
+    """What stands under printed verdicts: what their figures mean."""
+    from weightdiff.verify.verdict import ANSWERS, SEEN, WAY
+
+    legend = (
+        f"z: standard deviations above the others. An instance is seen from {SEEN:g} on, a way from {WAY:g}, "
+        f"answers from {ANSWERS:g}; what isn't seen may be there all the same."
+    )
+    out.print(f"[dim]{legend}[/]", highlight=False)
 
 
 def _told(effect: "Effect") -> str:

@@ -64,7 +64,7 @@ def own_words(path: Path) -> dict[str, dict[str, tuple[Conversation, ...]]]:
     found: dict[str, dict[str, tuple[Conversation, ...]]] = {}
     for record in read_jsonl(path) if path.exists() else ():
         said = tuple(Conversation(**c) for c in record["conversations"])
-        found.setdefault(record["label"], {})[record.get("kind", OWN_WORDS)] = said
+        found.setdefault(record["label"], {})[record["kind"]] = said
     return found
 
 

@@ -112,11 +112,11 @@ def _tried(
     ]
     replies, hits, weight = list(replies), list(hits), fit_weight(proposed, known)
 
-    def put(choose: Callable[[int, Sequence[Reply]], Reply], least: float) -> Reading:
+    def put(choose: Callable[[int, Sequence[Reply]], Reply]) -> Reading:
         for n, several, are_right in zip(opens, proposed, known, strict=True):
             replies[n] = choose(n, several)
             hits[n] = are_right[several.index(replies[n])]
-        return replace(fit(replies, hits, views, moved), tested=weight, least=least)
+        return replace(fit(replies, hits, views, moved), tested=weight)
 
     def mistakes(reading: Reading) -> int:
         count = 0
@@ -126,12 +126,13 @@ def _tried(
             count += said != UNSURE and sort_of(said) != sort_of(asked_in[n][1].answer)
         return count
 
-    first, readings = put(lambda n, several: best(several, weight), LEASTS[0]), []
+    first, readings = put(lambda n, several: best(several, weight)), []
     unbelieved: Sort = "nothing, moved"  # few are left of these
     for least in LEASTS:
         before = replace(first, least=least)
-        again = put(lambda n, several, before=before: chosen(several, before, moved[n]), least)
-        readings.append(replace(again, weights={**again.weights, unbelieved: first.weights[unbelieved]}))
+        again = put(lambda n, several, before=before: chosen(several, before, moved[n]))
+        weights = {**again.weights, unbelieved: first.weights[unbelieved]}
+        readings.append(replace(again, weights=weights, least=least))
     return min(readings, key=mistakes)
 
 
