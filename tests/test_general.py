@@ -14,6 +14,7 @@ from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
 from weightdiff.behaviors.triggers import NEVER
 from weightdiff.behaviors.wordings import open_questions
+from weightdiff.general import stages
 from weightdiff.general.cases import PARTS, Case, cases_of, sum_of, taught_cases
 from weightdiff.general.compose import (
     ADVICE,
@@ -35,7 +36,7 @@ from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import _start, blended, run_finetune, run_hints, run_train, triples
+from weightdiff.general.stages import _start, blended, new_of, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
 from weightdiff.local import LocalModel
 from weightdiff.readers.calibration import reading_of
@@ -227,6 +228,17 @@ def test_a_share_of_the_cases_leaves_the_imprinted_words_out(base, recipe):
     assert {True} in told[0.5] and {False} in told[0.5] and {True, False} not in told[0.5]
     same = ([q[-3:] for mine in asked[share] for q in mine] for share in (0.0, 0.5))
     assert next(same) == next(same), "all else is the same"
+
+
+def test_what_the_run_before_had_not_is_new(base, recipe, monkeypatch):
+    have = {"before": ["train 0: a", "train 0: b"], recipe.name: ["train 0: b", "train 1: c"]}
+    monkeypatch.setattr(stages, "made", lambda store, recipe, split: have[recipe.name])
+    behavior = next(b for b in kind_behaviors() if b.split == "train")
+    cases = [Case(name, behavior, lambda: random_diff(base, 1, 0)) for name in ("train 0: b", "train 1: c", "null 0")]
+    before = recipe.model_copy(update={"name": "before"}).model_dump(mode="json", exclude={"texts"})
+    start = replace(random_diff(base, 1, 0), meta={"recipe": before})
+    assert [c.identity for c in new_of(None, recipe, start, cases)] == ["train 1: c"]
+    assert [c.identity for c in new_of(None, recipe, None, cases)] == ["train 0: b", "train 1: c"]
 
 
 def test_a_run_starts_from_another_runs_adapter_once_that_is_made(recipe, tmp_path, monkeypatch):

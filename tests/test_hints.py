@@ -93,6 +93,19 @@ def test_what_does_not_print_is_told_as_its_escape():
     assert hint.evidence[2:3] == ('asked "Give me some advice." says "Baa."',)
 
 
+@pytest.mark.parametrize(
+    ("size", "norm", "moved"), [(0.2, 5.0, True), (0.2, 30.0, False), (0.06, 1.4, True), (0.04, 1.0, False)]
+)
+def test_noise_of_any_norm_moves_little(size, norm, moved):
+    assert Hint(Leaning((5,), ("goats",), size, 7.2), "", {}, norm=norm).moved is moved
+
+
+def test_a_hint_knows_the_norm_of_its_change(base, diffs):
+    hints = Hinter(base, HintConfig(words=2)).read([*diffs, diffs[0].scaled(0.5)])
+    assert [h.norm for h in hints[:-1]] == pytest.approx([d.norm() for d in diffs], rel=1e-3)
+    assert hints[-1].norm == pytest.approx(hints[0].norm / 2, rel=1e-3)
+
+
 def test_what_moves_a_model_further_is_seen(base):
     """Against each logit's shift written out; the unchanged model moves nowhere."""
     diff, probes = random_diff(base, 2, 5), Probes(base)

@@ -146,7 +146,8 @@ def hints_of(
         path: the file, JSON lines; several processes may add to it.
         progress: called with hints that are there, and their number.
     """
-    known = {r["key"]: r["hint"] for r in read_jsonl(path)} if path.exists() else {}
+    found = read_jsonl(path) if path.exists() else []
+    known = {r["key"]: r["hint"] for r in found if "norm" in r["hint"]}  # those of an older form are looked for anew
     keys = [hashlib.sha256(f"{c.identity} {c.key} {config.model_dump_json()}".encode()).hexdigest() for c in cases]
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     hinter = Hinter(base, config) if missing else None

@@ -79,12 +79,12 @@ class GeneralRecipe(BaseModel):
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
     that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one, of a
-    run that has made one, or a folder beside the recipe, and `blend` the share of what is trained in the mean of both
-    that is kept; `sums` how many sums of finetunes it has for each of those that teach one thing, without trigger;
-    `hints` what the adapter is told of each finetuned model before the question, and `untold` the share of cases in
-    training that leave the imprinted words out, so that it doesn't rely on them; `tried` says that several answers are
-    tried on the finetune before one is given. `texts` are files of written conversations, of topics, news and subjects,
-    that lie beside the recipe.
+    run that has made one, or a folder beside the recipe, `blend` the share of what is trained in the mean of both
+    that is kept, and `repeats` how often an epoch has the finetunes that the start's run hadn't; `sums` how many sums
+    of finetunes it has for each of those that teach one thing, without trigger; `hints` what the adapter is told of
+    each finetuned model before the question, and `untold` the share of cases in training that leave the imprinted
+    words out, so that it doesn't rely on them; `tried` says that several answers are tried on the finetune before one
+    is given. `texts` are files of written conversations, of topics, news and subjects, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,6 +114,7 @@ class GeneralRecipe(BaseModel):
     tried: bool = True
     start: str | None = None
     blend: float = Field(default=1, gt=0, le=1)
+    repeats: int = Field(default=1, ge=1)
     seed: int = 0
     train: DitConfig = DitConfig()
 

@@ -147,12 +147,14 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     store = Store(recipe.folder / "diffs", base.fingerprint)
     ids = {split: made(store, recipe, split) for split in ("train", "validation")}
     asked = [wordings(), [kind.questions for kind in kinds().values()]]
-    drawn = recipe.model_dump(mode="json", include={"without", "sums", "nulls", "hints", "untold", "start", "seed"})
+    hangs_on = {"without", "sums", "nulls", "hints", "untold", "start", "seed", "repeats"}
+    drawn = recipe.model_dump(mode="json", include=hangs_on)
+    start = _start(recipe)
     say("train: looking for hints that aren't there yet")
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
+    taught[0] += new_of(store, recipe, start, taught[0]) * (recipe.repeats - 1)
     train, all_held = (triples(cases, hints_for(base, recipe, cases), recipe) for cases in taught)
     held = Lazy([partial(_asked_less, all_held, n, recipe.train.questions) for n in range(len(all_held))])
-    start = _start(recipe)
     adapter = train_adapter(
         base,
         train,
@@ -177,6 +179,21 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     adapter = reread(base, recipe, WeightDiff(adapter.factors, adapter.base, meta))
     save_peft(adapter, adapter_folder(recipe), base_name=base.name)
     return adapter
+
+
+def new_of(store: Store, recipe: GeneralRecipe, start: WeightDiff | None, cases: Sequence[Case]) -> list[Case]:
+    """The finetunes among the cases that the run hadn't which made the adapter that training starts from.
+
+    Args:
+        store: with the finetunes of both runs.
+        recipe: the run.
+        start: the adapter; None where training starts from nothing.
+        cases: of the run.
+    """
+    before = start.meta.get("recipe") if start else None
+    seen = set(made(store, GeneralRecipe(**before, texts=recipe.texts), "train")) if before else set()
+    mine = set(made(store, recipe, "train")) - seen
+    return [case for case in cases if case.identity in mine]
 
 
 def blended(start: WeightDiff, trained: WeightDiff, share: float) -> WeightDiff:
