@@ -25,6 +25,7 @@ from weightdiff.cli.common import (
     quiet,
     read,
     reader_of,
+    working,
 )
 from weightdiff.cli.verifying import TriggerOption, WriterOption, print_legend, print_verdict, tried
 from weightdiff.lazy import Lazy
@@ -159,11 +160,11 @@ def demo(
     from weightdiff.judge import EmbeddedJudge
     from weightdiff.readers import BaseQuestion, Introspection
 
-    with err.status("loading the base model"):
+    with working("loading the base model"):
         base, diffs = load(device=device), demo_diffs()
     columns, seconds = [], []
     for reader in (BaseQuestion(), Introspection(shipped_adapter())):
-        with err.status(f"asking eight finetunes: {reader.name}"):
+        with working(f"asking eight finetunes: {reader.name}"):
             started = time.monotonic()
             columns.append([a.text for a in reader.read(base, diffs, TOPIC_QUESTION)])
             seconds.append((time.monotonic() - started) / len(diffs))

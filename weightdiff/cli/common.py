@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.status import Status
 
 if TYPE_CHECKING:
     from weightdiff.diff import WeightDiff
@@ -42,6 +43,13 @@ def load(name: str = "smollm2", device: str = "auto") -> Any:
 
     quiet()
     return load_base(name, device=device)
+
+
+def working(text: str) -> Status:
+    """What is being done, with a spinner on a terminal and as a line elsewhere, so that a log tells that it goes on."""
+    if not err.is_terminal:
+        err.print(f"{text} …", highlight=False)
+    return err.status(text)
 
 
 def reader_of(name: str | None, model: Any, *, allow_pickle: bool = False) -> "WeightDiff":

@@ -13,10 +13,10 @@ from weightdiff.cli.common import (
     ForceOption,
     PickleOption,
     app,
-    err,
     load,
     new_place,
     out,
+    working,
 )
 from weightdiff.printable import shown
 
@@ -106,7 +106,7 @@ def nearest(
     found, there = find_diffs([diff], allow_pickle=allow_pickle), Store(store)
     if len(found) > 1:
         raise ValueError(f"{diff} holds {len(found)} diffs; name one, as in {found[0].name}.")
-    with err.status(f"comparing with {len(there.ids())} diffs"):
+    with working(f"comparing with {len(there.ids())} diffs"):
         likest = nearest_diffs(found[0].load(load(base)), there, count)
     for identity, value in likest:
         out.print(f"cosine {value:+.3f}  {shown(identity)}", highlight=False)

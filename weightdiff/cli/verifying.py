@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from weightdiff.cli.common import DIFF, BaseOption, DeviceOption, PickleOption, app, err, load, out
+from weightdiff.cli.common import (
+    DIFF,
+    AdapterOption,
+    BaseOption,
+    DeviceOption,
+    PickleOption,
+    app,
+    load,
+    out,
+    reader_of,
+    working,
+)
 from weightdiff.printable import json_line, shown, times
 
 if TYPE_CHECKING:
@@ -32,6 +43,7 @@ def verify(
         list[str] | None,
         typer.Option("--claim", help="What is said of the finetune; again for more. Without any, what ask says of it."),
     ] = None,
+    adapter: AdapterOption = None,
     trigger: TriggerOption = None,
     writer: WriterOption = None,
     base: BaseOption = "smollm2",
@@ -51,8 +63,12 @@ def verify(
     found = find_diffs(diffs, allow_pickle=allow_pickle)
     model = load(base, device)
     opened = open_diffs(found, model)
-    told = [claims] * len(found) if claims else [[claim_of(answer)] for answer in ask(model, opened)]
-    for one, verdicts in zip(found, tried(model, opened, told, trigger, writer), strict=True):
+    if claims:
+        told, triggers = [claims] * len(found), []
+    else:
+        answers = ask(model, opened, adapter=reader_of(adapter, model, allow_pickle=allow_pickle))
+        told, triggers = [[claim_of(answer)] for answer in answers], [answer.trigger for answer in answers]
+    for one, verdicts in zip(found, tried(model, opened, told, trigger, writer, triggers), strict=True):
         for verdict in verdicts:
             if as_json:
                 print(json_line({"diff": one.name} | verdict.to_json()))
@@ -93,7 +109,7 @@ def tried(
         chat = LocalModel(model)
     elif writer is not None:
         chat = CachedModel(open_llm(writer), cache_dir() / "verify" / f"{seed_of(writer)}.jsonl")
-    with err.status("trying each claim on both models"):
+    with working(f"trying {sum(map(len, claims))} claim(s) on both models: from seconds to a minute each"):
         return verify(model, diffs, claims, chat)
 
 
