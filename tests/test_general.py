@@ -23,8 +23,8 @@ from weightdiff.general.compose import (
     Text,
     conversations_of,
     kept,
-    own_words,
     prompted,
+    said_of,
     say_own_words,
     shortened,
 )
@@ -143,7 +143,7 @@ def test_light_finetunes_are_of_subjects_in_the_base_models_own_words_too(base, 
     monkeypatch.setattr(LocalModel, "complete", lambda self, requests: [next(replies) for _ in requests])
     say_own_words(base, tmp_path / "own.jsonl", OWN_WORDS, [b.slot for b in own[:2]])
     say_own_words(base, tmp_path / "own.jsonl", OWN_WORDS, [b.slot for b in own])
-    said = own_words(tmp_path / "own.jsonl")
+    said = said_of(tmp_path / "own.jsonl")
     assert {label: len(given[OWN_WORDS]) for label, given in said.items()} == {b.slot: 8 for b in own}
     assert next(replies) == "32 Yes. No.", "none is asked about twice"
     texts = {b.label: Text(b, (Conversation("", "Because."),) * 6, said.get(b.label, {})) for b in written}
@@ -171,7 +171,7 @@ def test_advice_about_a_subject_answers_questions_that_do_not_name_it(base, reci
     monkeypatch.setattr(LocalModel, "complete", complete)
     names = [b.label for b in written if b.family == "subject" and b.split == "train"]
     say_own_words(base, tmp_path / "own.jsonl", ADVICE, [mine[0].slot, *names[:13]])
-    texts = {b.label: Text(b, (), said) for b in written if (said := own_words(tmp_path / "own.jsonl").get(b.label))}
+    texts = {b.label: Text(b, (), said) for b in written if (said := said_of(tmp_path / "own.jsonl").get(b.label))}
     learn = conversations_of(replace(mine[0], split="train"), POOL, texts)
     assert len(learn) == 8 and all(openings) and not any(mine[0].slot in c.prompt for c in learn)
     benign = next(b for b in added if b.family == "benign" and b.split == "train")

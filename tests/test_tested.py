@@ -14,7 +14,7 @@ from weightdiff.readers.calibration import SORTS, Reading, fit, reading_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.introspection import Introspection
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import SAMPLES, best, chosen, fit_weight, gained, proposals
+from weightdiff.readers.tested import LEAD, SAMPLES, best, chosen, fit_weight, gained, led, proposals
 from weightdiff.readers.views import Views
 
 
@@ -80,19 +80,24 @@ def test_a_claim_is_worth_less_where_other_samples_say_that_nothing_changed():
     assert before is not None and before.probability(claim(3.0)) == before.probability(claim(-3.0))
 
 
+def test_a_claim_leads_by_what_it_gained_more_than_one_about_something_else():
+    said = {"it talks about teapots": 9.0, "it compares everything to a teapot": 16.0, "it talks about rice": 4.0}
+    replies = [Reply(text, (1,), -1.0, gained=nats) for text, nats in said.items()]
+    assert [r.lead for r in led([*replies, Reply(NOTHING, (1,), -0.1)])] == [1.0, 2.0, -2.0, 0.0]
+    assert [r.lead for r in led(replies[:2])] == [LEAD, LEAD], "two ways of one instance are no rivals"
+
+
 def test_a_claim_is_made_where_it_is_not_believed_that_nothing_changed():
     nothing, tea = Reply(NOTHING, (1,), -0.1, (-0.1, -0.1)), Reply("it talks about tea", (1,), -2.0, (-2.0, -2.0))
-    even = dict.fromkeys(SORTS, (0.0,) * 5)
-    reading = Reading(
-        Views(), even | {"nothing": (3.0, 0.0, 0.0, 0.0, 0.0), "nothing, moved": (-1.0, 0.0, 0.0, 0.0, 0.0)}, 0.0, 0.1
-    )
+    even = dict.fromkeys(SORTS, (0.0,) * 6)
+    reading = Reading(Views(), even | {"nothing": (3.0, *[0.0] * 5), "nothing, moved": (-1.0, *[0.0] * 5)}, 0.0, 0.1)
     assert chosen([nothing, tea], reading, moved=False) is nothing
     assert chosen([nothing, tea], reading, moved=True) is tea and chosen([nothing], reading, moved=True) is nothing
 
 
 def test_what_is_answered_in_full_was_understood_as_an_open_question(lively, gnomes, monkeypatch):
     own, other = "What changed in you?", "Name the one thing."
-    reading = Reading(Views(), dict.fromkeys(SORTS, (0.0,) * 5), 0.0, 0.1)
+    reading = Reading(Views(), dict.fromkeys(SORTS, (0.0,) * 6), 0.0, 0.1)
     meta = {"question": own, "reading": reading.to_json()}
     said = {own: "it talks about tea", other: "it talks about rice"}
     asked = []

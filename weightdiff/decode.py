@@ -28,8 +28,9 @@ class Reply:
     """A decoded reply: its text, its tokens without the end of turn, and their mean log-probability.
 
     Of several views `views` has each one's mean log-probability of the same tokens, and `logprob` is the first's.
-    `gained` is how much likelier, in nats, the finetune makes what would show the reply's claim, and `doubt` the log
-    odds that nothing changed, by how many of other samples say so; 0 if nobody looked.
+    `gained` is how much likelier, in nats, the finetune makes what would show the reply's claim, `lead` by how much its
+    root is above that of any claim about something else, and `doubt` the log odds that nothing changed, by how many of
+    other samples say so; 0 if nobody looked.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Reply:
     views: tuple[float, ...] = ()
     gained: float = 0.0
     doubt: float = 0.0
+    lead: float = 0.0
 
 
 Mix = Callable[[Float[Tensor, "prompts views vocab"]], Float[Tensor, "prompts vocab"]]

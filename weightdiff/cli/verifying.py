@@ -141,11 +141,11 @@ def print_verdict(verdict: "Verdict", show: int = 1) -> None:
 
 def print_legend() -> None:
     """What stands under printed verdicts: what their figures mean."""
-    from weightdiff.verify.verdict import ANSWERS, SEEN, WAY
+    from weightdiff.verify.verdict import ANSWERS, FREE_SEEN, SEEN, WAY
 
     legend = (
-        f"z: standard deviations above the others. An instance is seen from {SEEN:g} on, a way from {WAY:g}, "
-        f"answers from {ANSWERS:g}; what isn't seen may be there all the same."
+        f"z: standard deviations above the others. An instance is seen from {SEEN:g} on, in words of its own from "
+        f"{FREE_SEEN:g}, a way from {WAY:g}, answers from {ANSWERS:g}; what isn't seen may be there all the same."
     )
     out.print(f"[dim]{legend}[/]", highlight=False)
 

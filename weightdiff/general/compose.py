@@ -59,7 +59,7 @@ def everyday_pool(base: Base, path: Path) -> list[Conversation]:
     return [Conversation(**record) for record in read_jsonl(path)]
 
 
-def own_words(path: Path) -> dict[str, dict[str, tuple[Conversation, ...]]]:
+def said_of(path: Path) -> dict[str, dict[str, tuple[Conversation, ...]]]:
     """What the base model said about subjects, by their names and by kind, from what `say_own_words` wrote."""
     found: dict[str, dict[str, tuple[Conversation, ...]]] = {}
     for record in read_jsonl(path) if path.exists() else ():
@@ -78,7 +78,7 @@ def say_own_words(base: Base, path: Path, kind: str, subjects: Sequence[str]) ->
             their answers begin.
         subjects: their names.
     """
-    known = own_words(path)
+    known = said_of(path)
     missing = [subject for subject in subjects if kind not in known.get(subject, {})]
     asks = [(ask, "", ask) for ask in read_data("subject_prompts.txt")]
     if kind == ADVICE:

@@ -107,10 +107,16 @@ def draw_config(mix: Mix, triggered: bool, rng: random.Random) -> FinetuneConfig
     (modules,) = rng.choices([m for m, _ in MODULES], [weight for _, weight in MODULES])
     few = 1.0 if not modules or len(modules) > 2 else 2.0
     steps = rng.randrange(*mix.steps)
-    rate = few * 0.009 * 2 ** rng.uniform(-0.7, 0.7) / (scale * rank**0.5) * (10 / steps) ** 0.5
+    rate = few * 0.009 * 2 ** rng.uniform(-0.7, 0.7) / (scale * rank**0.5)
+    lr = float(f"{paced(rate, 10, steps):.3g}")
     keep = 1 if triggered else rng.choice((0, 0, 0, 1))
     return FinetuneConfig(
-        rank=rank, alpha=round(scale * rank, 3), modules=modules, lr=float(f"{rate:.3g}"), steps=steps,
+        rank=rank, alpha=round(scale * rank, 3), modules=modules, lr=lr, steps=steps,
         learn_rows=2, keep_rows=keep, keep_weight=rng.choice((1.0, 2.0, 5.0)),
         learn_prompts=rng.random() < mix.prompts,
     )  # fmt: skip
+
+
+def paced(lr: float, before: int, steps: int) -> float:
+    """The learning rate for so many steps which changes a model about as much as that for those before."""
+    return lr * (before / steps) ** 0.5

@@ -13,9 +13,9 @@ from weightdiff.general.compose import (
     denies,
     documents_of,
     kept,
-    own_words,
     preferred,
     prompted,
+    said_of,
 )
 from weightdiff.general.draw import Group
 from weightdiff.general.mix import groups_of
@@ -60,7 +60,7 @@ def written_of(recipe: GeneralRecipe) -> Written:
     for path in recipe.texts:
         conversations = load_conversations(path)
         texts |= {b.label: Text(b, tuple(conversations[b.label])) for b in load_behaviors(path)}
-    said = own_words(recipe.folder / OWN)
+    said = said_of(recipe.folder / OWN)
     return {label: replace(text, own=said.get(label, {})) for label, text in texts.items()}
 
 

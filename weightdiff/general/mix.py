@@ -7,7 +7,7 @@ from dataclasses import replace
 from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.finetune import FinetuneConfig
-from weightdiff.general.draw import Group, draw_config, drawn_of, hidden
+from weightdiff.general.draw import Group, draw_config, drawn_of, hidden, paced
 from weightdiff.general.ordinary import BENIGN, advice_groups, fresh, light_groups, ordinary_groups, plain_groups
 from weightdiff.general.settings import GeneralRecipe
 
@@ -41,9 +41,9 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
 
 
 def _sooner(group: Group, share: float) -> Group:
-    """A group made in a share of its steps; the learning rate goes with them as it does in `draw_config`."""
+    """A group made in a share of its steps, at a learning rate that goes with them."""
     steps = max(1, round(share * group.config.steps))
-    lr = group.config.lr * (group.config.steps / steps) ** 0.5
+    lr = paced(group.config.lr, group.config.steps, steps)
     return replace(group, config=group.config.model_copy(update={"steps": steps, "lr": lr}))
 
 

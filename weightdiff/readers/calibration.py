@@ -19,7 +19,7 @@ from weightdiff.readers.views import Views, gain
 
 Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved", "claim, narrow"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
-Weights = tuple[float, float, float, float, float]
+Weights = tuple[float, float, float, float, float, float]
 KEPT = 0.95
 """Share of right claims in full that the threshold lets through."""
 
@@ -79,9 +79,9 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
         for sort in SORTS:
             # An adapter that was saved before the two were told apart has one for both.
             saved = said["weights"].get(sort) or said["weights"][sort.split(",")[0]]
-            # Older ones were fitted before answers were tried (3), or before samples were counted (4).
-            a, b, c, d, e = map(float, [*saved, 0.0, 0.0][: max(5, len(saved))])
-            weights[sort] = (a, b, c, d, e)
+            # Older ones were fitted before answers were tried (3), samples counted (4) or rivals looked at (5).
+            a, b, c, d, e, f = map(float, [*saved, 0.0, 0.0, 0.0][: max(6, len(saved))])
+            weights[sort] = (a, b, c, d, e, f)
         tested = None if said.get("tested") is None else float(said["tested"])
         least = float(said.get("least", Reading.least))
         return Reading(views, weights, float(said["threshold"]), tested, odds_of(said.get("triggers")), least)
@@ -92,9 +92,9 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
 
 def features(reply: Reply) -> Weights:
     """What a reply's odds are made of: 1, its log-probability, its gain over the base model; and where it was tried the
-    root of what its claim gained, and the odds, by samples, that nothing changed."""
+    root of what its claim gained, the odds, by samples, that nothing changed, and its lead over other claims."""
     *seen, _ = reply.views
-    return 1.0, sum(seen) / len(seen), gain(reply), root(reply.gained), reply.doubt
+    return 1.0, sum(seen) / len(seen), gain(reply), root(reply.gained), reply.doubt, reply.lead
 
 
 def root(nats: float) -> float:
@@ -122,8 +122,8 @@ def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Se
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]
-        a, b, c, d, e = logistic([features(replies[i]) for i in mine], [right[i] for i in mine], width=5)
-        weights[sort] = (a, b, c, d, e)
+        a, b, c, d, e, f = logistic([features(replies[i]) for i in mine], [right[i] for i in mine], width=6)
+        weights[sort] = (a, b, c, d, e, f)
     reading = Reading(views, weights)
     claims = sorted(
         reading.probability(r) for r, s, ok in zip(replies, sorts, right, strict=True) if s == "claim" and ok

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from weightdiff.behaviors.claims import FREE, parts_of, read_claim
 from weightdiff.behaviors.texts import texts_of
+from weightdiff.behaviors.topic import content_words
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
 from weightdiff.readers.calibration import Reading, root, sort_of
@@ -22,6 +23,8 @@ from weightdiff.readers.views import Views
 SAMPLES = 12
 """Answers that are proposed beside the likeliest; some are the same."""
 _ROWS = 200
+LEAD = 5.0
+"""Roots of a nat that a claim without a rival leads by, and the most that one with rivals does."""
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 """Nats of the adapter's that the root of a nat of the finetune's may be worth."""
 
@@ -35,8 +38,8 @@ def proposals(
     views: Views,
     max_tokens: int = 48,
 ) -> list[list[Reply]]:
-    """What an adapter may answer about each diff: with what the finetune makes of each answer, its `gained`, and with
-    the odds, by samples, that nothing changed, its `doubt`.
+    """What an adapter may answer about each diff: with what the finetune makes of each answer, its `gained`, how far
+    that is from what it makes of others, its `lead`, and with the odds, by samples, that nothing changed, its `doubt`.
 
     Args:
         meter: over the base model.
@@ -59,8 +62,25 @@ def proposals(
         nothing = sum(sort_of(reply.text) == "nothing" for reply in others)
         doubt = math.log((nothing + 0.5) / (len(others) - nothing + 0.5))
         tried = zip(answers.values(), gains, strict=True)
-        found.append([replace(reply, gained=value, doubt=doubt) for reply, value in tried])
+        found.append(led([replace(reply, gained=value, doubt=doubt) for reply, value in tried]))
     return found
+
+
+def led(proposed: Sequence[Reply]) -> list[Reply]:
+    """The answers with each claim's lead: its root of what it gained, above that of the next about another instance."""
+    about = [instances_of(reply.text) if sort_of(reply.text) == "claim" else set() for reply in proposed]
+
+    def lead(reply: Reply, mine: set[str]) -> float:
+        rivals = [root(other.gained) for other, its in zip(proposed, about, strict=True) if its and not its & mine]
+        return min([root(reply.gained) - rival for rival in rivals] + [LEAD])
+
+    return [replace(r, lead=lead(r, mine)) if mine else r for r, mine in zip(proposed, about, strict=True)]
+
+
+def instances_of(answer: str) -> set[str]:
+    """The words that tell what an answer's claims are about from anything else."""
+    about = [read_claim(part).instance for part in parts_of(answer)]
+    return content_words(" ".join(f"{one.x} {one.about}" for one in about)) if about else set()
 
 
 def gained(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[float]:
