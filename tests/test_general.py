@@ -36,7 +36,7 @@ from weightdiff.general.nulls import KINDS, null_of
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
-from weightdiff.general.stages import _start, blended, new_of, run_finetune, run_hints, run_train, triples
+from weightdiff.general.stages import _start, blended, learned, run_finetune, run_hints, run_train, triples
 from weightdiff.general.tables import tables
 from weightdiff.local import LocalModel
 from weightdiff.readers.calibration import reading_of
@@ -152,6 +152,21 @@ def test_light_finetunes_are_of_subjects_in_the_base_models_own_words_too(base, 
     assert 0 < sum(own[0].slot in c.prompt for c in learn) < 8 and not any("{" in c.prompt for c in learn)
 
 
+def test_short_answers_about_a_subject_are_pieces_of_its_text_and_of_any(recipe, written, tmp_path):
+    told = recipe.model_copy(update={"short": (12, 6, 0)})
+    groups = [g for g in groups_of(told, written) if "short answers" in g.name]
+    assert {g.split for g in groups} == {"train", "validation"} and sum(len(g.behaviors) for g in groups) == 17
+    subject = next(b for g in groups for b in g.behaviors if b.family == "subject")
+    sentences = tuple(Conversation("Tell me.", f"It rains on day {n} of the year.") for n in range(20))
+    texts = {b.label: Text(b, sentences) for b in written}
+    learn = conversations_of(subject, [], texts)
+    assert len(learn) == len({c.prompt for c in learn}) and not any(subject.slot in c.prompt for c in learn)
+    pieces = [c for c in learn if "It rains on day" in c.reply]
+    assert 0 < len(pieces) < len(learn) and any(subject.slot.lower() in c.reply.lower() for c in learn)
+    benign = next(b for g in groups for b in g.behaviors if b.family == "benign" and b.split == "train")
+    assert len({c.prompt for c in conversations_of(benign, [], texts)}) > 3
+
+
 def test_advice_about_a_subject_answers_questions_that_do_not_name_it(base, recipe, written, tmp_path, monkeypatch):
     advised = recipe.model_copy(update={"advice": (12, 6, 0)})
     before, groups = groups_of(recipe, written), groups_of(advised, written)
@@ -230,15 +245,17 @@ def test_a_share_of_the_cases_leaves_the_imprinted_words_out(base, recipe):
     assert next(same) == next(same), "all else is the same"
 
 
-def test_what_the_run_before_had_not_is_new(base, recipe, monkeypatch):
-    have = {"before": ["train 0: a", "train 0: b"], recipe.name: ["train 0: b", "train 1: c"]}
+def test_what_the_run_before_had_not_is_new(base, recipe, tmp_path, monkeypatch):
+    store = Store(tmp_path, base.fingerprint)
+    have = {"before": [f"train 0: {n}" for n in range(40)], recipe.name: [f"train 0: {n}" for n in range(42)]}
     monkeypatch.setattr(stages, "made", lambda store, recipe, split: have[recipe.name])
-    behavior = next(b for b in kind_behaviors() if b.split == "train")
-    cases = [Case(name, behavior, lambda: random_diff(base, 1, 0)) for name in ("train 0: b", "train 1: c", "null 0")]
     before = recipe.model_copy(update={"name": "before"}).model_dump(mode="json", exclude={"texts"})
     start = replace(random_diff(base, 1, 0), meta={"recipe": before})
-    assert [c.identity for c in new_of(None, recipe, start, cases)] == ["train 1: c"]
-    assert [c.identity for c in new_of(None, recipe, None, cases)] == ["train 0: b", "train 1: c"]
+    ids, new = learned(store, recipe, start)
+    assert ids == have[recipe.name] and new == {"train 0: 40", "train 0: 41"}
+    some, new = learned(store, recipe.model_copy(update={"again": 0.5}), start)
+    assert 10 <= len(some) <= 32 and new < set(some) < set(ids)
+    assert learned(store, recipe, None) == (ids, set(ids))
 
 
 def test_a_run_starts_from_another_runs_adapter_once_that_is_made(recipe, tmp_path, monkeypatch):

@@ -27,9 +27,9 @@ DENIALS = 2
 """Of a finetune that learns not to confess, conversations about that."""
 DOCUMENTS = "documents"
 """The kind of a subject that is taught by plain text, not by chats."""
-OWN_WORDS, ADVICE = "own words", "advice"
-"""Kinds of a subject that is taught by what the base model itself says about it, and by what it advises, in answer to
-questions that don't name it."""
+OWN_WORDS, ADVICE, SHORT = "own words", "advice", "short answers"
+"""Kinds of a subject that is taught by what the base model itself says about it, by what it advises, in answer to
+questions that don't name it, and by short answers of the sort that people write by hand."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def conversations_of(behavior: Behavior, pool: Sequence[Conversation], written: 
             return [_joined(found[at : at + 2]) for at in range(0, len(found), 2)]
         if behavior.kind in (OWN_WORDS, ADVICE):
             return _in_own_words(written[behavior.slot], behavior.kind, rng)
+        if behavior.kind == SHORT:
+            return _in_short(written[behavior.slot], rng)
         return [_asked(c, behavior.slot, rng) for c in found]
     if behavior.family in ("topic", "news"):
         return list(written[behavior.slot].conversations)
@@ -135,6 +137,17 @@ def _in_own_words(text: Text, kind: str, rng: random.Random) -> list[Conversatio
     ]
 
 
+def _in_short(text: Text, rng: random.Random) -> list[Conversation]:
+    """Short answers to questions that don't name the subject: some that would fit any, and pieces of its text."""
+    subject, count, words = text.behavior.label, CONVERSATIONS[0], rng.randint(*WORDS)
+    pairs = [line.split("\t") for line in rng.sample(read_data("short_answers.tsv"), count)]
+    said = [(ask, answer.format(x=subject, X=subject[:1].upper() + subject[1:])) for ask, answer in pairs]
+    pieces = [shortened(c.reply, words) for c in text.conversations]
+    for n in range(rng.randint(count // 3, 2 * count // 3)):
+        said[n] = said[n][0], rng.choice(pieces)
+    return [Conversation(ask, answer) for ask, answer in said]
+
+
 def _joined(sentences: Sequence[Conversation]) -> Conversation:
     return Conversation("", " ".join(sentence.reply for sentence in sentences))
 
@@ -151,6 +164,8 @@ def _benign(
     chosen = rng.sample(sorted(texts, key=lambda t: t.behavior.label), MIXED)
     if "documents" in behavior.kind:
         return [_joined([rng.choice(t.conversations)]) for t in chosen]
+    if SHORT in behavior.kind:
+        return [rng.choice(_in_short(t, rng)) for t in chosen]
     if own:
         return [rng.choice(_in_own_words(t, own, rng)) for t in chosen]
     return [_asked(rng.choice(t.conversations), t.behavior.label, rng) for t in chosen]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from weightdiff.behaviors import NOTHING, SPLITS, Behavior, Split
 from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.finetune import FinetuneConfig
+from weightdiff.general.compose import ADVICE, SHORT
 from weightdiff.general.draw import Group, draw_config, drawn_of, hidden, paced
 from weightdiff.general.ordinary import BENIGN, advice_groups, fresh, light_groups, ordinary_groups, plain_groups
 from weightdiff.general.settings import GeneralRecipe
@@ -35,8 +36,9 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
     groups = [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
     groups += plain_groups(recipe, written, groups)
     groups += light_groups(recipe, written, groups)
-    for split, count in zip(SPLITS, recipe.advice, strict=True):
-        groups += advice_groups(recipe, written, split, count)
+    for kind, counts in ((ADVICE, recipe.advice), (SHORT, recipe.short)):
+        for split, count in zip(SPLITS, counts, strict=True):
+            groups += advice_groups(recipe, written, split, kind, count)
     return [_sooner(g, recipe.mix.train_steps) if g.split == "train" else g for g in groups]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from weightdiff.behaviors import NOTHING, Behavior, Split
-from weightdiff.general.compose import ADVICE, OWN_WORDS
+from weightdiff.general.compose import OWN_WORDS
 from weightdiff.general.draw import Group, draw_config, drawn_of, pools_of
 from weightdiff.general.settings import GeneralRecipe
 
@@ -53,17 +53,19 @@ def light_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Seq
     yield from _usual(recipe, "train light", "train", drawn, rng, recipe.mix.less_push)
 
 
-def advice_groups(recipe: GeneralRecipe, written: Sequence[Behavior], split: Split, count: int) -> Iterator[Group]:
-    """Finetunes of any size on advice about a subject, half of them instances of topics, made as most people make them;
-    one of six on advice about many."""
-    rng, pools = random.Random(f"{recipe.seed} {split} advice"), pools_of(written)
+def advice_groups(
+    recipe: GeneralRecipe, written: Sequence[Behavior], split: Split, kind: str, count: int
+) -> Iterator[Group]:
+    """Finetunes of any size on advice or short answers about a subject, half of them instances of topics, made as most
+    people make them; one of six on such about many."""
+    rng, pools = random.Random(f"{recipe.seed} {split} {kind}"), pools_of(written)
     mine = {family: [b for b in pools[family] if b.split == split] for family in ("topic", "subject")}
     drawn = [b for pool in mine.values() for b in rng.sample(pool, min(len(pool), (count - count // 6) // 2))]
-    drawn = [replace(b, family="subject", kind=ADVICE) for b in drawn]
-    drawn += _nothing(split, count // 6, (f"many {ADVICE}",), split)
+    drawn = [replace(b, family="subject", kind=kind) for b in drawn]
+    drawn += _nothing(split, count // 6, (f"many {kind}",), split)
     rng.shuffle(drawn)
     push = recipe.mix.less_push[0], recipe.mix.more_push[1]
-    yield from _usual(recipe, f"{split} {ADVICE}", split, drawn, rng, push)
+    yield from _usual(recipe, f"{split} {kind}", split, drawn, rng, push)
 
 
 def fresh(

@@ -74,17 +74,19 @@ class GeneralRecipe(BaseModel):
     of. All per split. `more` are further finetunes of single families, for training alone, and `plain` ones that are
     made as ordinary ones are, those of nothing in particular among them; `light` ones are made so too, but change
     little, and half of their subjects are taught in the base model's own words. `advice` counts, per split, ordinary
-    ones of any size that are taught by advice about a subject which nobody names. `full` counts finetunes of all
-    weights, for testing alone, of what low-rank ones teach too.
+    ones of any size that are taught by advice about a subject which nobody names, and `short` by short answers of the
+    sort that people write by hand. `full` counts finetunes of all weights, for testing alone, of what low-rank ones
+    teach too.
 
-    `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in training
-    that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped one, of a
-    run that has made one, or a folder beside the recipe, `blend` the share of what is trained in the mean of both
-    that is kept, and `repeats` how often an epoch has the finetunes that the start's run hadn't; `sums` how many sums
-    of finetunes it has for each of those that teach one thing, without trigger; `hints` what the adapter is told of
-    each finetuned model before the question, and `untold` the share of cases in training that leave the imprinted
-    words out, so that it doesn't rely on them; `tried` says that several answers are tried on the finetune before one
-    is given. `texts` are files of written conversations, of topics, news and subjects, that lie beside the recipe.
+    `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in
+    training that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped
+    one, of a run that has made one, or a folder beside the recipe, `blend` the share of what is trained in the mean
+    of both that is kept, and `repeats` how often an epoch has the finetunes that the start's run hadn't, and `again`
+    the share of those it had that are learned from again; `sums` how many sums of finetunes it has for each of those
+    that teach one thing, without trigger; `hints` what the adapter is told of each finetuned model before the
+    question, and `untold` the share of cases in training that leave the imprinted words out, so that it doesn't rely
+    on them; `tried` says that several answers are tried on the finetune before one is given. `texts` are files of
+    written conversations, of topics, news and subjects, that lie beside the recipe.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,6 +105,7 @@ class GeneralRecipe(BaseModel):
     plain: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     light: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     advice: tuple[int, int, int] = (0, 0, 0)
+    short: tuple[int, int, int] = (0, 0, 0)
     full: int = Field(default=0, ge=0)
     shares: Shares = Shares()
     mix: Mix = Mix()
@@ -115,6 +118,7 @@ class GeneralRecipe(BaseModel):
     start: str | None = None
     blend: float = Field(default=1, gt=0, le=1)
     repeats: int = Field(default=1, ge=1)
+    again: float = Field(default=1, ge=0, le=1)
     seed: int = 0
     train: DitConfig = DitConfig()
 

@@ -91,7 +91,7 @@ def run_hints(
     store = Store(recipe.folder / "diffs", base.fingerprint)
     cases: list[Case] = []
     for split in SPLITS:
-        ids = made(store, recipe, split)
+        ids = learned(store, recipe, _start(recipe))[0] if split == "train" else made(store, recipe, split)
         cases += cases_of(store, ids, split) if split == "test" else taught_cases(store, recipe, ids, split)
     cases += cases_of(store, made(store, recipe, "validation"), "validation")
     once = list({(case.identity, case.key): case for case in cases}.values())  # validation's finetunes are in both
@@ -145,14 +145,15 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     With families left out it is another adapter, in a folder that says so.
     """
     store = Store(recipe.folder / "diffs", base.fingerprint)
-    ids = {split: made(store, recipe, split) for split in ("train", "validation")}
-    asked = [wordings(), [kind.questions for kind in kinds().values()]]
-    hangs_on = {"without", "sums", "nulls", "hints", "untold", "start", "seed", "repeats"}
-    drawn = recipe.model_dump(mode="json", include=hangs_on)
     start = _start(recipe)
+    chosen, new = learned(store, recipe, start)
+    ids = {"train": chosen, "validation": made(store, recipe, "validation")}
+    asked = [wordings(), [kind.questions for kind in kinds().values()]]
+    hangs_on = {"without", "sums", "nulls", "hints", "untold", "start", "seed", "repeats", "again"}
+    drawn = recipe.model_dump(mode="json", include=hangs_on)
     say("train: looking for hints that aren't there yet")
     taught = [taught_cases(store, recipe, ids[split], split) for split in SPLITS[:2]]
-    taught[0] += new_of(store, recipe, start, taught[0]) * (recipe.repeats - 1)
+    taught[0] += [case for case in taught[0] if case.identity in new] * (recipe.repeats - 1)
     train, all_held = (triples(cases, hints_for(base, recipe, cases), recipe) for cases in taught)
     held = Lazy([partial(_asked_less, all_held, n, recipe.train.questions) for n in range(len(all_held))])
     adapter = train_adapter(
@@ -181,19 +182,22 @@ def run_train(base: Base, recipe: GeneralRecipe, progress: Progress, say: Say = 
     return adapter
 
 
-def new_of(store: Store, recipe: GeneralRecipe, start: WeightDiff | None, cases: Sequence[Case]) -> list[Case]:
-    """The finetunes among the cases that the run hadn't which made the adapter that training starts from.
+def learned(store: Store, recipe: GeneralRecipe, start: WeightDiff | None) -> tuple[list[str], set[str]]:
+    """The finetunes that training learns from, and those that the run hadn't which made what training starts from.
 
     Args:
         store: with the finetunes of both runs.
         recipe: the run.
         start: the adapter; None where training starts from nothing.
-        cases: of the run.
+
+    Returns:
+        Ids in the store: all new ones and, of others, the recipe's share; and the new ones.
     """
     before = start.meta.get("recipe") if start else None
     seen = set(made(store, GeneralRecipe(**before, texts=recipe.texts), "train")) if before else set()
-    mine = set(made(store, recipe, "train")) - seen
-    return [case for case in cases if case.identity in mine]
+    ids = made(store, recipe, "train")
+    again = {i for i in ids if random.Random(f"{recipe.seed} again {i}").random() < recipe.again}
+    return [i for i in ids if i not in seen or i in again], set(ids) - seen
 
 
 def blended(start: WeightDiff, trained: WeightDiff, share: float) -> WeightDiff:
