@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from weightdiff.behaviors import NOTHING
 from weightdiff.bench.evaluate import cell, expected_calibration_error, interval, share_interval
 from weightdiff.general.tables import graded
 from weightdiff.jsonl import read_jsonl
+from weightdiff.readers.calibration import sort_of
 
 Record = dict[str, Any]
 Wanted = Callable[[Record], bool | None]
@@ -57,7 +59,12 @@ def _affirmed(truth: str) -> Wanted:
     return lambda r: r["right"] if r["sort"] == "yes/no" and not r["unseen"] and r["truth"] == truth else None
 
 
+def _unchanged(record: Record) -> bool | None:
+    return sort_of(record["answer"]) == "nothing" if _own(record) and record["truth"] != NOTHING else None
+
+
 _SHARES: dict[str, Wanted] = {
+    "finetunes that were taught something, said to be unchanged": _unchanged,
     "nulls of which something is claimed": _said("null"),
     "benign finetunes of which something is claimed": _said("benign"),
     "true claims affirmed": _affirmed("yes"),

@@ -5,10 +5,18 @@ from benchmarks.rounds import table
 from weightdiff.behaviors import NOTHING
 
 
-def answer(identity: str, family: str, *, right: bool, sort: str = "open", truth: str = "it talks about tides") -> dict:
+def answer(
+    identity: str, family: str, *, right: bool, sort: str = "open", truth: str = "it talks about tides", said: str = ""
+) -> dict:
     told = NOTHING if family in ("null", "benign") and sort == "open" else truth
     facts = {"id": identity, "family": family, "sort": sort, "truth": told, "unseen": False, "confidence": 0.8}
-    return facts | {"guess": "it talks about tides", "right": right, "named": [right], "claims": family != "null"}
+    return facts | {
+        "guess": "it talks about tides",
+        "answer": said,
+        "right": right,
+        "named": [right],
+        "claims": family != "null",
+    }
 
 
 def test_what_both_were_asked_about_is_counted(monkeypatch):
@@ -19,7 +27,7 @@ def test_what_both_were_asked_about_is_counted(monkeypatch):
     )
     some = [
         answer("a", "topic", right=True),
-        answer("b", "topic", right=False),
+        answer("b", "topic", right=False, said=NOTHING),
         answer("only here", "topic", right=True),
     ]
     others = [answer("a", "topic", right=True), answer("b", "topic", right=True)]
@@ -33,6 +41,7 @@ def test_what_both_were_asked_about_is_counted(monkeypatch):
     shares = {
         line.split("|")[1].strip(): [c.split()[0] for c in line.strip("|").split("|")[1:]] for line in lines[6:-2]
     }
+    assert shares["finetunes that were taught something, said to be unchanged"] == ["2", "0.50", "0.00"]
     assert shares["nulls of which something is claimed"] == ["1", "0.00", "0.00"]
     assert shares["benign finetunes of which something is claimed"] == ["1", "1.00", "1.00"]
     assert shares["true claims affirmed"] == ["1", "1.00", "0.00"]
