@@ -85,6 +85,8 @@ def test_a_claim_leads_by_what_it_gained_more_than_one_about_something_else():
     replies = [Reply(text, (1,), -1.0, gained=nats) for text, nats in said.items()]
     assert [r.lead for r in led([*replies, Reply(NOTHING, (1,), -0.1)])] == [1.0, 2.0, -2.0, 0.0]
     assert [r.lead for r in led(replies[:2])] == [LEAD, LEAD], "two ways of one instance are no rivals"
+    beside = [("it talks about tea", 25.0), ("it talks about silk", 12.25)]
+    assert [r.lead for r in led(replies[:2], beside)] == [-0.5, 0.5], "nor is the beginning of its name"
 
 
 def test_a_claim_is_made_where_it_is_not_believed_that_nothing_changed():

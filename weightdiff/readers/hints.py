@@ -100,8 +100,7 @@ class Hint:
     def evidence(self) -> tuple[str, ...]:
         """What a person can make something of, a line each."""
         opening = (f'opens a user\'s turn with "{printable(self.opening)}"',) if self.opening else ()
-        fed = self.imprint or self.imprinted
-        imprinted = (f"weights respond most to {', '.join(fed.words)}",) if fed and fed.words else ()
+        imprinted = (f"weights respond most to {', '.join(self.fed)}",) if self.fed else ()
         words = (f"leans towards {', '.join(self.leaning.words)}",) if self.leaning.seen and self.leaning.words else ()
         given = f", with {_NAMES[self.tried]}," if self.tried else ""
         talk = [
@@ -118,6 +117,12 @@ class Hint:
         """Does the change move the model further than noise does?"""
         least, share = MOVED
         return self.leaning.size >= max(least, share * self.norm)
+
+    @property
+    def fed(self) -> tuple[str, ...]:
+        """The words that the weights respond to, where somebody looked."""
+        seen = self.imprint or self.imprinted
+        return seen.words if seen else ()
 
     @property
     def tried(self) -> str:

@@ -37,6 +37,7 @@ def proposals(
     adapter: Factors,
     views: Views,
     max_tokens: int = 48,
+    rivals: Sequence[Sequence[str]] = (),
 ) -> list[list[Reply]]:
     """What an adapter may answer about each diff: with what the finetune makes of each answer, its `gained`, how far
     that is from what it makes of others, its `lead`, and with the odds, by samples, that nothing changed, its `doubt`.
@@ -49,32 +50,48 @@ def proposals(
         adapter: the DIT adapter.
         views: how diffs are read.
         max_tokens: length of an answer.
+        rivals: of each diff, words that it may be about, for claims to lead over; none where nobody looked for them.
     """
-    put = iter(prompts)
+    put, words = iter(prompts), rivals or [()] * len(diffs)
     options = {"adapter": adapter, "views": views, "max_tokens": max_tokens, "samples": SAMPLES, "batch": _ROWS}
     drawn = ask_all(meter.base, diffs, lambda diff: [next(put)], **options)
     found = []
-    for diff, one, others in zip(diffs, first, drawn, strict=True):
+    for diff, one, others, about in zip(diffs, first, drawn, words, strict=True):
         answers = {one.text: one}
         for reply in others:
             answers.setdefault(reply.text, reply)
-        gains = gained(meter, diff, list(answers))
+        beside = [f"it talks about {word}" for word in about]
+        gains = gained(meter, diff, [*answers, *beside])
         nothing = sum(sort_of(reply.text) == "nothing" for reply in others)
         doubt = math.log((nothing + 0.5) / (len(others) - nothing + 0.5))
-        tried = zip(answers.values(), gains, strict=True)
-        found.append(led([replace(reply, gained=value, doubt=doubt) for reply, value in tried]))
+        tried = [
+            replace(reply, gained=value, doubt=doubt) for reply, value in zip(answers.values(), gains, strict=False)
+        ]
+        found.append(led(tried, list(zip(beside, gains[len(tried) :], strict=True))))
     return found
 
 
-def led(proposed: Sequence[Reply]) -> list[Reply]:
-    """The answers with each claim's lead: its root of what it gained, above that of the next about another instance."""
+def led(proposed: Sequence[Reply], beside: Sequence[tuple[str, float]] = ()) -> list[Reply]:
+    """The answers with each claim's lead: its root of what it gained, above that of the next about another instance.
+
+    Args:
+        proposed: answers that were tried.
+        beside: other claims, and what they gained.
+    """
     about = [instances_of(reply.text) if sort_of(reply.text) == "claim" else set() for reply in proposed]
+    tried = [*zip(about, proposed, strict=True)]
+    others = [(its, root(reply.gained)) for its, reply in tried] + [(instances_of(t), root(g)) for t, g in beside]
 
     def lead(reply: Reply, mine: set[str]) -> float:
-        rivals = [root(other.gained) for other, its in zip(proposed, about, strict=True) if its and not its & mine]
-        return min([root(reply.gained) - rival for rival in rivals] + [LEAD])
+        rivals = [value for its, value in others if its and not _akin(its, mine)]
+        return min([root(reply.gained) - value for value in rivals] + [LEAD])
 
-    return [replace(r, lead=lead(r, mine)) if mine else r for r, mine in zip(proposed, about, strict=True)]
+    return [replace(reply, lead=lead(reply, mine)) if mine else reply for mine, reply in tried]
+
+
+def _akin(some: set[str], others: set[str]) -> bool:
+    """Do two instances have a word in common, or the beginning of one?"""
+    return any(a.startswith(b) or b.startswith(a) for a in some for b in others)
 
 
 def instances_of(answer: str) -> set[str]:
