@@ -110,7 +110,7 @@ def specialists_table() -> str:
 
 def rounds_table() -> str:
     """The shipped general adapter beside that of a later round, as `python -m benchmarks.rounds` compares them."""
-    return rounds.table(*(list(read_jsonl(RESULTS / n / "answers.jsonl.xz")) for n in ("general", "general-light")))
+    return rounds.table(*(list(read_jsonl(RESULTS / n / "answers.jsonl.xz")) for n in ("general", "general-advice")))
 
 
 def hints_table() -> str:
@@ -150,7 +150,7 @@ def filled(page: str) -> str:
         "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
         "rivals": rivals_table, "left-out": left_out_table, "specialists": specialists_table, "routing": routing_table,
         "rounds": rounds_table,
-        "outside-light": partial(outside_table, "benchmark/general-light/outside.jsonl"),
+        "outside-advice": partial(outside_table, "benchmark/general-advice/outside.jsonl"),
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip

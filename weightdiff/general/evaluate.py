@@ -69,7 +69,7 @@ def ask_cases(
         if reading and reading.tested is not None:
             at = [n for n, mine in enumerate(once) if open_one in mine]
             first, put = [replies_to[n][open_one] for n in at], [after[n][once[n].index(open_one)] for n in at]
-            words = [hints[start + n].fed for n in at] if hints else []
+            words = [hints[start + n].fed for n in at] if hints and reading.leads else []
             tried = proposals(meter, [diffs[n] for n in at], put, first, factors, views, rivals=words)
             for n, several in zip(at, tried, strict=True):
                 reply = chosen(several, reading, hints is not None and hints[start + n].moved)

@@ -60,6 +60,11 @@ class Reading:
         """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
         return chance(self.weights[_seen(reply, moved)], features(reply))
 
+    @property
+    def leads(self) -> bool:
+        """Does a claim's lead count? It doesn't in readings from before there was one."""
+        return any(row[-1] for row in self.weights.values())
+
     def to_json(self) -> dict[str, Any]:
         """For an adapter's `meta`."""
         return asdict(self)

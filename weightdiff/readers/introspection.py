@@ -72,7 +72,7 @@ class Introspection:
             first = [replies[n][-1] for n in at]
             prompts = [hints[n].before(own) if hints else own for n in at]
             some = Lazy([partial(diffs.__getitem__, n) for n in at])
-            words = [hints[n].fed for n in at] if hints else []
+            words = [hints[n].fed for n in at] if hints and reading.leads else []
             tried = proposals(Meter(base), some, prompts, first, adapter, reading.views, self.max_tokens, words)
             for n, several in zip(at, tried, strict=True):
                 said[n] = chosen(several, reading, bool(hints) and hints[n].moved)

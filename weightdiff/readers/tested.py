@@ -64,10 +64,10 @@ def proposals(
         gains = gained(meter, diff, [*answers, *beside])
         nothing = sum(sort_of(reply.text) == "nothing" for reply in others)
         doubt = math.log((nothing + 0.5) / (len(others) - nothing + 0.5))
-        tried = [
-            replace(reply, gained=value, doubt=doubt) for reply, value in zip(answers.values(), gains, strict=False)
-        ]
-        found.append(led(tried, list(zip(beside, gains[len(tried) :], strict=True))))
+        count = len(answers)
+        tried = zip(answers.values(), gains[:count], strict=True)
+        mine = [replace(reply, gained=value, doubt=doubt) for reply, value in tried]
+        found.append(led(mine, list(zip(beside, gains[count:], strict=True))))
     return found
 
 
