@@ -38,10 +38,11 @@ _NAMES = {
 
 FED = 10
 """Words that the weights respond to, for the evidence."""
-MOVED = (0.05, 0.0075)
-"""Size of a leaning, in nats, below which little changed; and as a share of the change's norm, below which it is like
-noise: what a finetune changes points one way, noise as large points in all. Found on the training and validation
-splits of recipes/general-light.toml, as what errs least on finetunes, noise and traces of finetunes."""
+MOVED, POINTED = 0.1, (0.05, 0.0075)
+"""Size of a leaning, in nats, that only finetunes and large noise reach; and a lesser size that only finetunes reach which
+is such a share of the change's norm as well: what a finetune changes points one way, noise as large points in all. The
+lesser size and the share err least on the training and validation splits of recipes/general-light.toml, on finetunes, noise
+and traces of finetunes. Large noise is taken for a finetune rather than a finetune for noise: "nothing" is an all-clear."""
 
 
 class HintConfig(BaseModel):
@@ -115,8 +116,8 @@ class Hint:
     @property
     def moved(self) -> bool:
         """Does the change move the model further than noise does?"""
-        least, share = MOVED
-        return self.leaning.size >= max(least, share * self.norm)
+        least, share = POINTED
+        return self.leaning.size >= min(MOVED, max(least, share * self.norm))
 
     @property
     def fed(self) -> tuple[str, ...]:
