@@ -39,10 +39,11 @@ _NAMES = {
 FED = 10
 """Words that the weights respond to, for the evidence."""
 MOVED, POINTED = 0.1, (0.05, 0.0075)
-"""Size of a leaning, in nats, that only finetunes and large noise reach; and a lesser size that only finetunes reach which
-is such a share of the change's norm as well: what a finetune changes points one way, noise as large points in all. The
-lesser size and the share err least on the training and validation splits of recipes/general-light.toml, on finetunes, noise
-and traces of finetunes. Large noise is taken for a finetune rather than a finetune for noise: "nothing" is an all-clear."""
+"""Size of a leaning, in nats, that only finetunes and large noise reach; and a lesser size that only finetunes reach
+which is such a share of the change's norm as well: what a finetune changes points one way, noise as large points in
+all. The lesser size and the share err least on the training and validation splits of recipes/general-light.toml, on
+finetunes, noise and traces of finetunes. Large noise is taken for a finetune rather than a finetune for noise:
+"nothing" is an all-clear."""
 
 
 class HintConfig(BaseModel):
