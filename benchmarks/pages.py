@@ -151,6 +151,7 @@ def filled(page: str) -> str:
         "rivals": rivals_table, "left-out": left_out_table, "specialists": specialists_table, "routing": routing_table,
         "rounds": rounds_table,
         "outside-advice": partial(outside_table, "benchmark/general-advice/outside.jsonl"),
+        "outside-short": partial(outside_table, "benchmark/general-short/outside.jsonl"),
         "outside": partial(outside_table, "topics/outside.jsonl"),
         "outside-general": partial(outside_table, "benchmark/general/outside.jsonl"),
     }  # fmt: skip
