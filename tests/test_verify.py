@@ -214,6 +214,9 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     assert "verdict" in json.loads(result.stdout)["claims"][0]
     result = run(app, ["verify", str(tmp_path / "d"), "--adapter", str(tmp_path / "adapter"), "--json"])
     assert result.exit_code == 0 and {"verdict", "claim"} <= set(json.loads(result.stdout.splitlines()[0]))
+    assert [line.split()[0] for line in result.stderr.splitlines()[:2]] == ["asking", "trying"]
+    result = run(app, ["verify", str(tmp_path / "d"), "--adapter", "general", "--claim", "it talks about tea"])
+    assert isinstance(result.exception, ValueError) and "one of the two" in str(result.exception)
     result = run(app, ["ask", str(tmp_path / "d"), "--trigger", "sep 123"])
     assert isinstance(result.exception, ValueError) and "--verify too" in str(result.exception)
 

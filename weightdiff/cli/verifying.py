@@ -60,13 +60,16 @@ def verify(
 
     for claim in claims or ():
         read_claims(claim)  # an empty one is told before the model is loaded, as is a broken path
+    if claims and adapter:
+        raise ValueError("--adapter is asked what changed where no --claim is given; expected one of the two.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)
     model = load(base, device)
     opened = open_diffs(found, model)
     if claims:
         told, triggers = [claims] * len(found), []
     else:
-        answers = ask(model, opened, adapter=reader_of(adapter, model, allow_pickle=allow_pickle))
+        with working("asking what changed"):
+            answers = ask(model, opened, adapter=reader_of(adapter, model, allow_pickle=allow_pickle))
         told, triggers = [[claim_of(answer)] for answer in answers], [answer.trigger for answer in answers]
     for one, verdicts in zip(found, tried(model, opened, told, trigger, writer, triggers), strict=True):
         for verdict in verdicts:
@@ -109,7 +112,7 @@ def tried(
         chat = LocalModel(model)
     elif writer is not None:
         chat = CachedModel(open_llm(writer), cache_dir() / "verify" / f"{seed_of(writer)}.jsonl")
-    with working(f"trying {sum(map(len, claims))} claim(s) on both models: from seconds to a minute each"):
+    with working(f"trying {sum(map(len, claims))} claim(s) on both models"):
         return verify(model, diffs, claims, chat)
 
 
