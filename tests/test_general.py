@@ -256,6 +256,8 @@ def test_what_the_run_before_had_not_is_new(base, recipe, tmp_path, monkeypatch)
     some, new = learned(store, recipe.model_copy(update={"again": 0.5}), start)
     assert 10 <= len(some) <= 32 and new < set(some) < set(ids)
     assert learned(store, recipe, None) == (ids, set(ids))
+    topics = replace(start, meta={"recipe": recipe.train.model_dump(mode="json")})
+    assert learned(store, recipe, topics) == (ids, set(ids)), "what trained it is no general run"
 
 
 def test_a_run_starts_from_another_runs_adapter_once_that_is_made(recipe, tmp_path, monkeypatch):

@@ -91,7 +91,8 @@ def run_hints(
     store = Store(recipe.folder / "diffs", base.fingerprint)
     cases: list[Case] = []
     for split in SPLITS:
-        ids = learned(store, recipe, _start(recipe))[0] if split == "train" else made(store, recipe, split)
+        thinned = split == "train" and recipe.again < 1  # only then need the adapter that it starts from be there
+        ids = learned(store, recipe, _start(recipe))[0] if thinned else made(store, recipe, split)
         cases += cases_of(store, ids, split) if split == "test" else taught_cases(store, recipe, ids, split)
     cases += cases_of(store, made(store, recipe, "validation"), "validation")
     once = list({(case.identity, case.key): case for case in cases}.values())  # validation's finetunes are in both
@@ -193,8 +194,9 @@ def learned(store: Store, recipe: GeneralRecipe, start: WeightDiff | None) -> tu
     Returns:
         Ids in the store: all new ones and, of others, the recipe's share; and the new ones.
     """
-    before = start.meta.get("recipe") if start else None
-    seen = set(made(store, GeneralRecipe(**before, texts=recipe.texts), "train")) if before else set()
+    before = start.meta.get("recipe", {}) if start else {}
+    general = "general" in before  # what trained another adapter, such as that of topics, is no general run
+    seen = set(made(store, GeneralRecipe(**before, texts=recipe.texts), "train")) if general else set()
     ids = made(store, recipe, "train")
     again = {i for i in ids if random.Random(f"{recipe.seed} again {i}").random() < recipe.again}
     return [i for i in ids if i not in seen or i in again], set(ids) - seen
