@@ -14,6 +14,7 @@ from weightdiff.behaviors.kinds import KIND_FAMILIES, kind_behaviors, kinds
 from weightdiff.behaviors.topic import content_words
 from weightdiff.behaviors.triggers import NEVER
 from weightdiff.behaviors.wordings import open_questions
+from weightdiff.formats.peft import save_peft
 from weightdiff.general import stages
 from weightdiff.general.cases import PARTS, Case, cases_of, sum_of, taught_cases
 from weightdiff.general.compose import (
@@ -260,15 +261,19 @@ def test_what_the_run_before_had_not_is_new(base, recipe, tmp_path, monkeypatch)
     assert learned(store, recipe, topics) == (ids, set(ids)), "what trained it is no general run"
 
 
-def test_a_run_starts_from_another_runs_adapter_once_that_is_made(recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path))
-    path = tmp_path / "second.toml"
+def test_a_run_starts_from_another_runs_adapter_once_that_is_made(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTDIFF_CACHE", str(tmp_path / "cache"))
+    path, adapter = tmp_path / "second.toml", random_diff(base, 2, 1)
     path.write_text('name = "second"\nstart = "first"\ngeneral = 1\n')
     with pytest.raises(ValueError, match="run that recipe first"):
         _start(load_general(path))
-    adapter = tmp_path / "runs" / "first" / "adapter"
-    adapter.mkdir(parents=True)
-    assert load_general(path).start == str(adapter)
+    save_peft(adapter, tmp_path / "cache" / "runs" / "first" / "adapter")
+    recipe = load_general(path)
+    assert recipe.start == "first", "what it writes down names the run, and no folder of one machine"
+    assert subtract(_start(recipe), adapter).norm() < 1e-3 * adapter.norm()
+    save_peft(adapter.scaled(2), tmp_path / "beside")
+    path.write_text(path.read_text().replace("first", "beside"))
+    assert _start(load_general(path)).norm() == pytest.approx(2 * adapter.norm(), rel=1e-3)
 
 
 def test_a_blend_lies_between_start_and_end(base):

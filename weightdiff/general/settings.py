@@ -145,7 +145,6 @@ def load_general(path: str | Path) -> GeneralRecipe:
     recipe = read_settings(Path(path), GeneralRecipe, "recipe")
     beside = Path(path).parent
     changes: dict[str, object] = {"texts": tuple(beside / text for text in recipe.texts)}
-    if recipe.start is not None and recipe.start not in SHIPPED:
-        made = cache_dir() / "runs" / recipe.start / "adapter"
-        changes["start"] = str(made if made.is_dir() else beside / recipe.start)
+    if recipe.start is not None and recipe.start not in SHIPPED and (beside / recipe.start).is_dir():
+        changes["start"] = str(beside / recipe.start)  # the name of a run stays a name, which says more than a folder
     return recipe.model_copy(update=changes)

@@ -241,13 +241,16 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
 
 
 def _start(recipe: GeneralRecipe) -> WeightDiff | None:
-    """The adapter that training goes on from."""
-    if recipe.start is not None and recipe.start not in SHIPPED and not Path(recipe.start).is_dir():
+    """The adapter that training goes on from: a shipped one, another run's, or one in a folder."""
+    if recipe.start is None or recipe.start in SHIPPED:
+        return adapter_at(recipe.start) if recipe.start else None
+    places = (recipe.folder.parent / recipe.start / "adapter", Path(recipe.start))
+    if (found := next((place for place in places if place.is_dir()), None)) is None:
         raise ValueError(
             f"{recipe.start}: no adapter is there to start from. Expected `start` to be the name of a shipped one, a "
             "folder beside the recipe, or the name of a run that has made one: then run that recipe first."
         )
-    return None if recipe.start is None else adapter_at(recipe.start)
+    return adapter_at(str(found))
 
 
 def adapter_folder(recipe: GeneralRecipe) -> Path:

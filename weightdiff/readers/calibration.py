@@ -19,7 +19,9 @@ from weightdiff.readers.views import Views, gain
 
 Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved", "claim, narrow"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
-Weights = tuple[float, float, float, float, float, float]
+Weights = tuple[float, ...]
+"""What each of `features` is worth."""
+WIDTH = 6
 KEPT = 0.95
 """Share of right claims in full that the threshold lets through."""
 
@@ -85,8 +87,9 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
             # An adapter that was saved before the two were told apart has one for both.
             saved = said["weights"].get(sort) or said["weights"][sort.split(",")[0]]
             # Older ones were fitted before answers were tried (3), samples counted (4) or rivals looked at (5).
-            a, b, c, d, e, f = map(float, [*saved, 0.0, 0.0, 0.0][: max(6, len(saved))])
-            weights[sort] = (a, b, c, d, e, f)
+            weights[sort] = tuple(float(weight) for weight in saved) + (0.0,) * (WIDTH - len(saved))
+            if not 3 <= len(saved) <= WIDTH:
+                raise ValueError(f"{len(saved)} weights")
         tested = None if said.get("tested") is None else float(said["tested"])
         least = float(said.get("least", Reading.least))
         return Reading(views, weights, float(said["threshold"]), tested, odds_of(said.get("triggers")), least)
@@ -127,8 +130,8 @@ def fit(replies: Sequence[Reply], right: Sequence[bool], views: Views, moved: Se
     weights: dict[Sort, Weights] = {}
     for sort in SORTS:
         mine = [i for i, s in enumerate(sorts) if s == sort]
-        a, b, c, d, e, f = logistic([features(replies[i]) for i in mine], [right[i] for i in mine], width=6)
-        weights[sort] = (a, b, c, d, e, f)
+        rows = [features(replies[i]) for i in mine]
+        weights[sort] = logistic(rows, [right[i] for i in mine], width=WIDTH)
     reading = Reading(views, weights)
     claims = sorted(
         reading.probability(r) for r, s, ok in zip(replies, sorts, right, strict=True) if s == "claim" and ok
