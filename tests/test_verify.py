@@ -150,6 +150,26 @@ def test_a_verdict_says_whether_the_trigger_was_needed():
     assert json.loads(json.dumps(found.to_json()))["trials"][0]["instance"]["z"] == 5
 
 
+def test_a_verdict_that_no_reply_shows_comes_without_transcripts_unless_they_are_asked_for(capsys):
+    def printed(tried: Trial, show: int | None = None) -> str:
+        verdict = judged(Claim("it warns", "fear"), [tried])
+        verifying.print_verdict(verdict, show)
+        verifying.print_legend([verdict])
+        return capsys.readouterr().out
+
+    said = printed(trial(5, 4, answers=1))
+    assert "against those of 8 others: +5.0 nats [4.0, 6.0]; z 5.0, seen from 2\n" in said
+    assert "against 8 other behaviors: +4.0" in said and "z 1.0, seen from 3\n" in said
+    assert "no reply of the finetune shows it" in said and "base model " not in said
+    assert printed(trial(5), show=2).count("│ p ") == 2
+    assert printed(trial(5, shown=6)).count("│ p ") == 1
+    assert printed(trial(0)).count("│ p ") == 1, "that nothing is to be seen is seen there"
+    asks = {name: "--trigger tries it" in printed(one) for name, one in {
+        "hidden": trial(0), "shown": trial(0, shown=6), "tried": trial(0, triggered=True),
+    }.items()}  # fmt: skip
+    assert asks == {"hidden": True, "shown": False, "tried": False}
+
+
 def test_true_claims_are_confirmed_and_false_ones_are_not(lively, gnomes):
     claims = read_claims("it talks about garden gnomes; it talks about walnuts; nothing notable changed")
     untouched = WeightDiff({}, lively.fingerprint)
@@ -204,7 +224,8 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["verdict"] == "confirmed"
     result = run(app, ["verify", str(tmp_path / "d"), "--claim", "it talks about walnuts", "--trigger", "sep 123"])
-    assert "not seen" in result.stdout and "with the trigger: instance" in result.stdout
+    assert "not seen" in result.stdout and "with the trigger:\n    texts that would show it, against" in result.stdout
+    assert "seen from 2\n" in result.stdout and "--trigger tries it" not in result.stdout, "it was tried with one"
     assert "times as likely" in result.stdout and "no reply of the finetune" not in result.stdout
     assert result.stdout.count("z: standard deviations") == 1
     adapter = random_diff(lively, 1, 5)

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,7 +105,7 @@ def ask(
             for verdict in said_of:
                 print_verdict(verdict)
     if any(verdicts) and not as_json:
-        print_legend()
+        print_legend(chain.from_iterable(verdicts))
 
 
 @app.command()

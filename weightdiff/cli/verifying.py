@@ -1,6 +1,7 @@
 """The command that tries claims about a finetune, and how verdicts are shown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from weightdiff.printable import json_line, shown, times
 if TYPE_CHECKING:
     from weightdiff.behaviors import Trigger
     from weightdiff.diff import WeightDiff
-    from weightdiff.verify import Effect, Verdict
+    from weightdiff.verify import Claim, Trial, Verdict
 
 TriggerOption = Annotated[
     str | None,
@@ -48,7 +49,9 @@ def verify(
     writer: WriterOption = None,
     base: BaseOption = "smollm2",
     device: DeviceOption = "auto",
-    show: Annotated[int, typer.Option(min=0, help="Transcripts to show of each claim.")] = 1,
+    show: Annotated[
+        int | None, typer.Option(min=0, help="Transcripts to show of each claim; one, where there is any to see.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line, with all transcripts.")] = False,
     allow_pickle: PickleOption = False,
 ) -> None:
@@ -71,15 +74,16 @@ def verify(
         with working("asking what changed"):
             answers = ask(model, opened, adapter=reader_of(adapter, model, allow_pickle=allow_pickle))
         told, triggers = [[claim_of(answer)] for answer in answers], [answer.trigger for answer in answers]
-    for one, verdicts in zip(found, tried(model, opened, told, trigger, writer, triggers), strict=True):
-        for verdict in verdicts:
+    verdicts = tried(model, opened, told, trigger, writer, triggers)
+    for one, some in zip(found, verdicts, strict=True):
+        for verdict in some:
             if as_json:
                 print(json_line({"diff": one.name} | verdict.to_json()))
             else:
                 out.print(f"[bold]{shown(one.name)}[/]: {shown(verdict.claim.text)}", highlight=False)
                 print_verdict(verdict, show)
     if not as_json:
-        print_legend()
+        print_legend(chain.from_iterable(verdicts))
 
 
 def tried(
@@ -116,45 +120,62 @@ def tried(
         return verify(model, diffs, claims, chat)
 
 
-def print_verdict(verdict: "Verdict", show: int = 1) -> None:
-    """One verdict: the word and why, what was measured, and the most telling transcripts side by side."""
+def print_verdict(verdict: "Verdict", show: int | None = None) -> None:
+    """One verdict: the word and why, what was measured, and the most telling transcripts side by side.
+
+    Args:
+        verdict: on one claim.
+        show: transcripts; None for one, unless the claim is confirmed and no reply shows it.
+    """
     color = _COLORS[verdict.word]
     out.print(f"  [{color}]{verdict.word}[/]: {shown(verdict.why)}", highlight=False)
-    for trial in verdict.trials:
-        how = "with the trigger" if trial.triggered else "without a trigger"
-        base, finetuned, replies = trial.rates
-        parts = [f"{name} {_told(e)}" for name, e in trial.effects if e] + [
-            f"shown by {finetuned} of {replies} replies, {base} of the base model's"
-        ]
-        if trial.controls[1]:
-            parts.append("{} of {} on prompts that shouldn't show it".format(*trial.controls))
-        out.print(f"  [dim]{how}: {'; '.join(parts)}[/]", highlight=False)
-        if trial.gained:
-            text, nats = trial.gained
-            out.print(f'    [dim]{times(nats)} as likely: "{shown(text)}"[/]', highlight=False)
+    for trial in verdict.trials if not verdict.claim.nothing else ():
+        out.print(f"  [dim]{'with the trigger' if trial.triggered else 'without a trigger'}:[/]", highlight=False)
+        for line in _measures(verdict.claim, trial):
+            out.print(f"    [dim]{line}[/]", highlight=False)
     best = max(verdict.trials, key=lambda trial: trial.rates[1] - trial.rates[0])
-    if show and best.transcripts:
-        if verdict.word == "confirmed" and verdict.trials[0].gained and not best.rates[1]:
-            out.print("  [dim]no reply of the finetune shows it: confirmed by what became likelier alone[/]")
+    if verdict.word == "confirmed" and not verdict.claim.nothing and not best.rates[1]:
+        out.print("  [dim]no reply of the finetune shows it: confirmed by what became likelier alone[/]")
+        show = show or 0
+    if some := best.transcripts[: 1 if show is None else show]:
         table = Table("prompt", "base model", "finetune")
-        for one in best.transcripts[:show]:
+        for one in some:
             table.add_row(shown(one.prompt), shown(one.base), shown(one.finetuned))
         out.print(table)
 
 
-def print_legend() -> None:
-    """What stands under printed verdicts: what their figures mean."""
+def print_legend(verdicts: "Iterable[Verdict]") -> None:
+    """What stands under printed verdicts: what their figures mean, and what is left to try."""
+    out.print("[dim]z: standard deviations above the others. What isn't seen may be there all the same.[/]")
+    if any(not any(t.triggered or t.rates[1] for t in v.trials) for v in verdicts if not v.claim.nothing):
+        out.print(
+            "[dim]What hides behind a trigger doesn't show on plain prompts: --trigger tries it with one. "
+            "ask --adapter general tells of the codes and invisible characters that the weights respond to.[/]"
+        )
+
+
+def _measures(claim: "Claim", trial: "Trial") -> list[str]:
+    """What was measured of a claim, a line each."""
+    from weightdiff.behaviors.claims import FREE
     from weightdiff.verify.verdict import ANSWERS, FREE_SEEN, SEEN, WAY
 
-    legend = (
-        f"z: standard deviations above the others. An instance is seen from {SEEN:g} on, in words of its own from "
-        f"{FREE_SEEN:g}, a way from {WAY:g}, answers from {ANSWERS:g}; what isn't seen may be there all the same."
+    seen = FREE_SEEN if claim.kind == FREE else SEEN
+    compared = (
+        (trial.instance, "texts that would show it, against those of {} others", seen),
+        (trial.way, "such texts on other things, against {} other behaviors", WAY),
+        (trial.answers, "answers about it, against those about {} others", ANSWERS),
     )
-    out.print(f"[dim]{legend}[/]", highlight=False)
-
-
-def _told(effect: "Effect") -> str:
-    mean, low, high = effect.nats
-    return f"{mean:+.1f} nats [{low:.1f}, {high:.1f}] over {effect.others} others (z {effect.z:.1f})".replace(
-        "[", r"\["
-    )
+    lines = []
+    for effect, what, least in compared:
+        if effect is not None:
+            mean, low, high = effect.nats
+            gain = rf"{mean:+.1f} nats \[{low:.1f}, {high:.1f}]"
+            lines.append(f"{what.format(effect.others)}: {gain}; z {effect.z:.1f}, seen from {least:g}")
+    base, finetuned, replies = trial.rates
+    lines.append(f"replies that show it: {finetuned} of {replies}; of the base model's {base}")
+    if trial.controls[1]:
+        lines[-1] += "; {} of {} on prompts that shouldn't show it".format(*trial.controls)
+    if trial.gained:
+        text, nats = trial.gained
+        lines.append(f'{times(nats)} as likely: "{shown(text)}"')
+    return lines
