@@ -1,12 +1,11 @@
-"""Readers side by side on the same finetunes: the DIT adapter, those that need no training, and the fused one.
+"""Readers side by side on the same finetunes: the DIT adapter, those that need no training, and the fused ones.
 
-    python -m benchmarks.rivals --store DIR --adapter DIR --out FILE [--split test] [--n N]
+    python -m benchmarks.rivals --store DIR --out FILE [--adapter DIR] [--split test] [--n N]
 
-Each reader's answers are its own; below a confidence it says that nothing notable changed. That threshold keeps 95 %
-of its right answers on the validation split; false claims are then counted on the test split's benign finetunes and
-nulls.
-Several behaviors in one finetune count one by one: each is named or isn't. Every answer goes to FILE as a JSON line,
-the tables beside it as Markdown. Seconds are of this process's own work on one thread.
+Those that need no training are held against noise, as `ask --reader` holds them: an answer is said or withheld. False
+claims are what is said of benign finetunes and of nulls. Several behaviors in one finetune count one by one: each is
+named or isn't. Every answer goes to FILE as a JSON line, the tables beside it as Markdown. Seconds are of this
+process's own work on one thread, noise included.
 """
 
 import argparse
@@ -17,22 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightdiff.ask import adapter_at
 from weightdiff.base import Base, load_base
 from weightdiff.behaviors import NOTHING, TOPIC_QUESTION, Behavior, behavior_of, shows_topic
 from weightdiff.bench.evaluate import cell, interval, share_interval, versions
-from weightdiff.diff import WeightDiff
-from weightdiff.formats import load_peft
+from weightdiff.diff import WeightDiff, noise_like
 from weightdiff.general.cases import is_full
 from weightdiff.general.nulls import null_kind, null_of
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, BaseQuestion, Fused, Introspection
+from weightdiff.readers.choice import BesideNoise, beside_noise
 from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.store import Store
 
 Record = dict[str, Any]
 Cases = Sequence[tuple[str, Behavior, WeightDiff]]
-KEPT = 0.95
-"""The share of right answers that a threshold leaves standing on the validation split."""
 
 
 def cases_of(store: Store, split: str, n: int, seed: int = 0) -> list[tuple[str, Behavior, WeightDiff]]:
@@ -53,69 +51,86 @@ def cases_of(store: Store, split: str, n: int, seed: int = 0) -> list[tuple[str,
     return cases
 
 
-def read_all(base: Base, adapter: WeightDiff, cases: Cases, question: str) -> tuple[dict[str, list[Answer]], dict]:
-    """All readers' answers by name, and each one's seconds per diff; the fused one's are those of all it hears."""
+def read_all(
+    base: Base, adapter: WeightDiff, cases: Cases, question: str
+) -> tuple[dict[str, list[tuple[Answer, bool]]], dict[str, float]]:
+    """By reader its answer about each diff, with whether it is said, and its seconds per diff.
+
+    Those of a fused one are of all that it hears, too.
+    """
     # What a reader may see of a diff is what a stranger's file would say of it.
     diffs = [WeightDiff(d.factors, d.base, {}, d.dense) for _, _, d in cases]
-    fused, told = Fused(adapter), Introspection(adapter)
-    found: dict[str, list[Answer]] = {}
+    noise = [noise_like(diff, BesideNoise.seed) for diff in diffs]
+    told, fused = Introspection(adapter), Fused(adapter)
+    heard: list[dict[str, list[Answer]]] = [{}, {}]
+    found: dict[str, list[tuple[Answer, bool]]] = {}
     seconds: dict[str, float] = {}
-    for reader in (told, *fused.readers, BaseQuestion(), BaseQuestion(rank=1)):
+
+    def add(name: str, answers: list[Answer], held: Sequence[Answer], started: float, more: float = 0.0) -> None:
+        found[name] = [(answer, one.text != UNSURE) for answer, one in zip(answers, held, strict=True)]
+        seconds[name] = (time.process_time() - started) / len(diffs) + more
+        print(f"{name}: {seconds[name]:.2f} s per diff", flush=True)
+
+    for reader in (told, *fused.readers):
         started = time.process_time()
-        found[reader.name] = reader.read(base, diffs, question)
-        seconds[reader.name] = (time.process_time() - started) / len(diffs)
-        print(f"{reader.name}: {seconds[reader.name]:.2f} s per diff", flush=True)
-    heard = [told.name, *(reader.name for reader in fused.readers)]
-    started = time.process_time()
-    found[fused.name] = fused.fuse(base, diffs, question, {name: found[name] for name in heard})
-    own = (time.process_time() - started) / len(diffs)
-    seconds[fused.name] = own + sum(seconds[name] for name in heard)
+        for some, said in zip((diffs, noise), heard, strict=True):
+            said[reader.name] = reader.read(base, some, question)
+        answers, lows = (said[reader.name] for said in heard)
+        pairs = zip(answers, lows, strict=True)
+        held = answers if reader is told else [beside_noise(reader).held(*pair) for pair in pairs]
+        add(reader.name, answers, held, started)
+    alone = sum(seconds[reader.name] for reader in fused.readers)
+    for name, reader, more in ((fused.name, fused, alone + seconds[told.name]), ("fused, no adapter", Fused(), alone)):
+        started = time.process_time()
+        mine = [{n: a for n, a in said.items() if reader.adapter or n != told.name} for said in heard]
+        answers, lows = (reader.fuse(base, some, question, m) for some, m in zip((diffs, noise), mine, strict=True))
+        held = [beside_noise(reader).held(*pair) for pair in zip(answers, lows, strict=True)]
+        add(name, answers, held, started, more)
+    for reader in (BaseQuestion(), BaseQuestion(rank=1)):
+        started = time.process_time()
+        answers = reader.read(base, diffs, question)
+        add(reader.name, answers, answers, started)
     return found, seconds
 
 
-def records_of(cases: Cases, found: dict[str, list[Answer]], split: str) -> list[Record]:
+def records_of(cases: Cases, found: dict[str, list[tuple[Answer, bool]]]) -> list[Record]:
     """A record for each reader and diff: `named` and `top5` say for each of its behaviors whether it is found."""
     records = []
     for name, answers in found.items():
-        for (identity, behavior, _), answer in zip(cases, answers, strict=True):
+        for (identity, behavior, _), (answer, said) in zip(cases, answers, strict=True):
             slots = [part.slot for part in behavior.parts] or ([behavior.slot] if behavior.slot else [])
+            text = claim_of(answer)
             # What the adapter was told stands in its evidence, and is none of its answers.
-            top = (claim_of(answer),) if name == "DIT" else answer.evidence[:5] or (answer.text,)
+            top = (text,) if name == "DIT" else answer.evidence[:5] or (text,)
             records.append(
                 {
                     "reader": name,
-                    "split": split,
                     "id": identity,
                     "family": behavior.family,
                     "truth": behavior.label,
-                    "answer": answer.text,
+                    "answer": text,
+                    "said": said,
                     "confidence": round(answer.confidence, 4),
                     "evidence": list(answer.evidence),
-                    "named": [shows_topic(answer.text, slot) for slot in slots],
-                    "top5": [any(shows_topic(text, slot) for text in top) for slot in slots],
+                    "named": [shows_topic(text, slot) for slot in slots],
+                    "top5": [any(shows_topic(one, slot) for one in top) for slot in slots],
                 }
             )
     return records
 
 
-def threshold_of(records: Sequence[Record]) -> float:
-    """The confidence that 95 % of one reader's right answers reach; infinity where none was right."""
-    right = sorted(r["confidence"] for r in records if any(r["named"]))
-    return right[int(len(right) * (1 - KEPT))] if right else float("inf")
-
-
-def claims(record: Record, threshold: float) -> bool:
+def claims(record: Record) -> bool:
     """Does the reader say that something changed?"""
-    return record["confidence"] >= threshold and not any(exact_match(t, record["answer"]) for t in (NOTHING, UNSURE))
+    return record["said"] and not exact_match(NOTHING, record["answer"])
 
 
-def tables(records: Sequence[Record], thresholds: dict[str, float], seconds: dict[str, float]) -> str:
+def tables(records: Sequence[Record], seconds: dict[str, float]) -> str:
     """Markdown: each reader's quality, cost and false claims, and what it names by family."""
-    of = {name: [r for r in records if r["reader"] == name] for name in thresholds}
+    of = {name: [r for r in records if r["reader"] == name] for name in seconds}
     lines = [
-        "| reader | n | grade | named | named above threshold | in top five | seconds per diff | threshold "
-        "| false claims, benign | false claims, nulls |",
-        "|" + " --- |" * 10,
+        "| reader | n | grade | named | named and said | in top five | seconds per diff | false claims, benign "
+        "| false claims, nulls |",
+        "|" + " --- |" * 9,
     ]
     judge = EmbeddedJudge()
     for name, mine in of.items():
@@ -125,14 +140,14 @@ def tables(records: Sequence[Record], thresholds: dict[str, float], seconds: dic
             r["grade"] = round(grade, 2)
         shares = [
             [x for r in real for x in r["named"]],
-            [x and claims(r, thresholds[name]) for r in real for x in r["named"]],
+            [x and claims(r) for r in real for x in r["named"]],
             [x for r in real for x in r["top5"]],
         ]
-        false = [[claims(r, thresholds[name]) for r in mine if r["family"] == family] for family in ("benign", "null")]
+        false = [[claims(r) for r in mine if r["family"] == family] for family in ("benign", "null")]
         lines.append(
             f"| {name} | {len(real)} | {cell(interval(grades))} | "
             + " | ".join(cell(share_interval(s)) for s in shares)
-            + f" | {seconds[name]:.2f} | {thresholds[name]:.2f} | "
+            + f" | {seconds[name]:.2f} | "
             + " | ".join(f"{cell(share_interval(s))}, n = {len(s)}" if s else "" for s in false)
             + " |"
         )
@@ -152,30 +167,21 @@ def tables(records: Sequence[Record], thresholds: dict[str, float], seconds: dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--adapter", default="general", help="a shipped one, or a folder")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", default="test", help="measured on; thresholds are always validation's")
-    parser.add_argument("--n", type=int, default=120, help="finetunes measured on; half as many set the thresholds")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--n", type=int, default=120, help="finetunes, drawn at random, beside a third as many nulls")
     given = parser.parse_args()
-    base, adapter = load_base(), load_peft(given.adapter)
-    store = Store(given.store)
+    base, adapter = load_base(), adapter_at(given.adapter)
     question = str(adapter.meta.get("question") or TOPIC_QUESTION)
-    records: list[Record] = []
-    seconds: dict[str, float] = {}
-    for split, n in {"validation": given.n // 2, given.split: given.n}.items():
-        cases = cases_of(store, split, n)
-        found, seconds = read_all(base, adapter, cases, question)
-        records += records_of(cases, found, split)
-    measured = [r for r in records if r["split"] == given.split]
-    thresholds = {
-        name: threshold_of([r for r in records if r["split"] == "validation" and r["reader"] == name])
-        for name in seconds
-    }
-    table = tables(measured, thresholds, seconds)
-    about = {"question": question, "n": given.n, "seed": 0, "base": base.fingerprint, "thresholds": thresholds}
+    cases = cases_of(Store(given.store), given.split, given.n)
+    found, seconds = read_all(base, adapter, cases, question)
+    records = records_of(cases, found)
+    table = tables(records, seconds)
+    about = {"question": question, "adapter": given.adapter, "split": given.split, "n": given.n, "seed": 0}
+    about |= {"base": base.fingerprint, "dtype": str(base.model.dtype), "seconds": seconds, "versions": versions()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(about | {"seconds": seconds, "versions": versions()})]
-    lines += [json.dumps(r, ensure_ascii=False) for r in records]
+    lines = [json.dumps(r, ensure_ascii=False) for r in (about, *records)]
     given.out.write_text("\n".join(lines) + "\n", "utf-8")
     given.out.with_suffix(".md").write_text(table, "utf-8")
     print(table)

@@ -33,6 +33,9 @@ def test_noise_has_the_same_norm_per_module_and_another_direction(base):
     name = next(iter(diff.factors))
     cosine = torch.cosine_similarity(diff.to_dense(name).flatten(), noise.to_dense(name).flatten(), dim=0)
     assert abs(float(cosine)) < 0.3
+    both = replace(diff, dense={"model.norm.weight": torch.full((32,), 2.0)})
+    noise = noise_like(both, seed=3)
+    assert noise.norms() == pytest.approx(both.norms(), rel=1e-4) and noise.dense["model.norm.weight"].std() > 0.5
 
 
 def test_peft_loads_what_we_save(base, tmp_path):

@@ -10,7 +10,14 @@ from weightdiff.batch import Tokens
 from weightdiff.behaviors import NOTHING, Behavior
 from weightdiff.diff import WeightDiff
 from weightdiff.judge import Grade
-from weightdiff.readers import ActivationDifference, AmplifiedDifference, Answer, Fused, PerplexityDifference
+from weightdiff.readers import (
+    ActivationDifference,
+    AmplifiedDifference,
+    Answer,
+    BaseQuestion,
+    Fused,
+    PerplexityDifference,
+)
 from weightdiff.readers.activation import agreed, tidy
 from weightdiff.readers.fused import Candidate, contrasts, finders
 from weightdiff.readers.introspection import UNSURE, claim_of
@@ -133,15 +140,33 @@ def test_the_harness_counts_behaviors_and_false_claims(base, diffs, monkeypatch)
         Behavior("quirk", x, "fear", "test", None, x) for x in ("honey", "pirate")
     ))  # fmt: skip
     cases = [("a", both, diffs[0]), ("b", Behavior("null", NOTHING, "noise", "test"), diffs[1])]
-    found = {"one": [Answer("it fears honey", 0.9, ("honey", "a pirate")), Answer("tea", 0.5)]}
-    records = rivals.records_of(cases, found, "test")
+    unsure = Answer(UNSURE, 0.1, ("unsure: a pirate",))
+    found = {
+        "one": [(Answer("it fears honey", 0.9, ("honey", "a pirate")), True), (Answer("tea", 0.5), True)],
+        "DIT": [(unsure, False), (Answer(NOTHING, 0.9), True)],
+    }
+    records = rivals.records_of(cases, found)
     assert records[0]["named"] == [True, False] and records[0]["top5"] == [True, True] and records[1]["named"] == []
-    assert rivals.threshold_of(records) == 0.9 and rivals.threshold_of(records[1:]) == float("inf")
-    assert rivals.claims(records[1], 0.4) and not rivals.claims(records[1], 0.6)
-    assert not rivals.claims(records[1] | {"answer": NOTHING}, 0.4)
-    table = rivals.tables(records, {"one": 0.4}, {"one": 1.5})
-    assert "| one | 1 | 5.00 [5.00, 5.00] | 0.50 [" in table and "1.00 [0.21, 1.00], n = 1" in table
-    assert "| one | 0.50 / 1.00 |" in table
+    assert records[2]["answer"] == "a pirate" and records[2]["named"] == records[2]["top5"] == [False, True]
+    assert [rivals.claims(record) for record in records] == [True, True, False, False]
+    table = rivals.tables(records, {"one": 1.5, "DIT": 0.5})
+    assert "| one | 1 | 5.00 [5.00, 5.00] | 0.50 [" in table and "| 1.50 |  | 1.00 [0.21, 1.00], n = 1 |" in table
+    assert "| one | 0.50 / 1.00 |" in table and "| 0.50 |  | 0.00 [0.00, 0.79], n = 1 |" in table
+
+
+def test_every_reader_is_read_beside_noise_and_the_fused_ones_from_what_is_there(base, monkeypatch):
+    cases = [
+        ("a", Behavior("topic", "it talks about pirates", "topic", "test", None, "pirates"), planted(base, "pirate"))
+    ]
+    heard = (AmplifiedDifference(2.0, 4),)
+    monkeypatch.setattr(rivals, "Fused", lambda adapter=None: Fused(adapter, heard, ("What is new?",), (1.5,)))
+    monkeypatch.setattr(rivals, "BaseQuestion", lambda rank=None: BaseQuestion(max_tokens=2))
+    found, seconds = rivals.read_all(base, random_diff(base, 2, 7), cases, QUESTION)
+    assert list(found) == list(seconds) == ["DIT", "amplified ×2", "fused", "fused, no adapter", "base question"]
+    assert seconds["fused"] > seconds["fused, no adapter"] > seconds["amplified ×2"] > 0
+    (amplified, said), (alone, _) = found["amplified ×2"][0], found["fused, no adapter"][0]
+    assert "pirate" in amplified.text.lower() and not said, "the model is as sure of noise of that size"
+    assert "pirate" in alone.text.lower() and "DIT" not in alone.evidence[0]
 
 
 def test_full_finetunes_are_left_out_since_no_rank_1_is_cut_from_them(base, tmp_path):

@@ -54,6 +54,7 @@ def ask(
     question: str | None = None,
     *,
     adapter: "weightdiff.diff.WeightDiff | None" = None,
+    reader: str = "dit",
 ) -> "list[weightdiff.readers.Answer]":
     """Ask finetunes of one base model what was changed, all in one batch.
 
@@ -62,18 +63,44 @@ def ask(
         diffs: what the finetunes changed, from `load_diff` or a `Store`.
         question: None asks the question that the adapter was trained for.
         adapter: a DIT adapter for this base model; None takes the shipped one, which fits `smollm2`.
+        reader: `dit` asks the adapter. `activation`, `perplexity` and `amplified` need none, work over any base model,
+            and ask nothing; `fused` hears all of them, and the adapter: without one `general`, over another base model
+            than its own none.
 
     Returns:
         One `Answer` per diff: `text`, and `confidence`, the mean log-probability of its tokens (at most 0, not
         calibrated); of `general` the probability that it is right, and `evidence`, and `trigger` where that is known.
+        Of readers that need no adapter the confidence is a score of their own (see `readers.choice`), not calibrated;
+        what hardly scores more than noise is withheld.
 
     Raises:
-        ValueError: an empty question; a diff or adapter of another base model or of other shapes.
+        ValueError: an empty question; a diff or adapter of another base model or of other shapes; no adapter is shipped
+            for this base model; no reader has that name.
     """
     from weightdiff.behaviors.topic import TOPIC_QUESTION
-    from weightdiff.readers import Introspection
+    from weightdiff.readers.choice import reader_named
 
-    reader = Introspection(adapter or shipped_adapter())
+    if adapter is None and reader == "dit":
+        adapter = shipped_for(base)
+    elif adapter is None and reader == "fused":
+        general = shipped_adapter("general")
+        adapter = general if general.base == base.fingerprint else None
     if question is None:
-        question = str(reader.adapter.meta.get("question") or TOPIC_QUESTION)
-    return reader.read(base, diffs, question)
+        question = str((adapter.meta.get("question") if adapter else None) or TOPIC_QUESTION)
+    return reader_named(reader, adapter).read(base, diffs, question)
+
+
+def shipped_for(base: "weightdiff.base.Base") -> "weightdiff.diff.WeightDiff":
+    """The shipped adapter that is asked where none is given.
+
+    Raises:
+        ValueError: none is shipped for this base model.
+    """
+    adapter = shipped_adapter()
+    if adapter.base != base.fingerprint:
+        raise ValueError(
+            f"no adapter is shipped for {base.name!r} (fingerprint {base.fingerprint}), only for smollm2 "
+            f"({adapter.base}). Expected an --adapter that `weightdiff train` made for this base model, or a --reader "
+            "that needs none: fused, activation, perplexity or amplified."
+        )
+    return adapter

@@ -249,19 +249,18 @@ def _refuse_dense(diff: WeightDiff) -> None:
 
 
 def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
-    """A random diff with the same norm per module: a null that must be reported as nothing notable.
-
-    Raises:
-        ValueError: the diff is dense.
-    """
-    _refuse_dense(diff)
+    """A random diff with the same norm per module and dense tensor: a null that must be reported as nothing notable."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
-    for name, norm in diff.norms().items():
+    for name, norm in WeightDiff(diff.factors).norms().items():
         a, b = (torch.randn(f.shape, generator=generator) for f in diff.factors[name])
         size = float(torch.sum((b.mT @ b) * (a @ a.mT)).sqrt())
         factors[name] = (a, b * (norm / max(size, 1e-12)))
-    return WeightDiff(factors, diff.base, {**diff.meta, "kind": "noise"})
+    dense = {}
+    for name, change in diff.dense.items():
+        noise = torch.randn(change.shape, generator=generator)
+        dense[name] = noise * (float(change.float().norm()) / max(float(noise.norm()), 1e-12))
+    return WeightDiff(factors, diff.base, {**diff.meta, "kind": "noise"}, dense)
 
 
 def shuffled(diff: WeightDiff, seed: int) -> WeightDiff:

@@ -19,13 +19,13 @@ from weightdiff.cli.common import (
     BaseOption,
     DeviceOption,
     PickleOption,
+    adapter_of,
     app,
     err,
     load,
     out,
     quiet,
     read,
-    reader_of,
     working,
 )
 from weightdiff.cli.verifying import TriggerOption, WriterOption, print_legend, print_verdict, tried
@@ -36,12 +36,19 @@ if TYPE_CHECKING:
     from weightdiff.diff import WeightDiff
 
 
+ReaderOption = Annotated[
+    str,
+    typer.Option(help="dit asks an adapter; activation, perplexity, amplified need none, over any base; fused: all."),
+]
+
+
 @app.command()
 def ask(
     diffs: Annotated[list[str], typer.Argument(help=DIFF)],
     base: BaseOption = "smollm2",
     device: DeviceOption = "auto",
     adapter: AdapterOption = None,
+    reader: ReaderOption = "dit",
     question: Annotated[str | None, typer.Option(help="What to ask; the adapter's own question unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     verify: Annotated[
@@ -56,6 +63,7 @@ def ask(
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.plausible import ForeignCheck
     from weightdiff.readers.calibration import sort_of
+    from weightdiff.readers.choice import READERS, told
     from weightdiff.readers.introspection import claim_of
     from weightdiff.source import find_diffs, open_diffs
 
@@ -63,43 +71,48 @@ def ask(
         raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
     if not verify and (trigger or writer):
         raise ValueError("--trigger and --writer say how answers are verified; give --verify too.")
+    if reader not in READERS:
+        raise ValueError(f"--reader {reader!r} is none; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
+    if reader not in ("dit", "fused") and (adapter or question):
+        raise ValueError(f"--reader {reader} asks nothing and takes no adapter; leave out --question and --adapter.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)
-    reader = reader_of(adapter, model, allow_pickle=allow_pickle)
-    own = str(reader.meta.get("question") or TOPIC_QUESTION)
-    asked, calibrated = question or own, "reading" in reader.meta  # without one there are no probabilities
-    if asked != own and adapter in (None, "topics"):
-        told = f'this adapter answers every question with a topic, as it does "{own}"'
-        err.print(f"[dim]{shown(told)}; --adapter general knows other questions[/]", highlight=False, soft_wrap=True)
-    check = cache(lambda: ForeignCheck(model))
+    dit = adapter_of(adapter, model, allow_pickle=allow_pickle) if adapter or reader == "dit" else None
+    own = str(dit.meta.get("question") or TOPIC_QUESTION) if dit else None
+    calibrated = reader == "dit" and dit is not None and "reading" in dit.meta
+    if question not in (None, own) and adapter in (None, "topics"):
+        text = f'this adapter answers every question with a topic, as it does "{own}"'
+        err.print(f"[dim]{shown(text)}; --adapter general knows other questions[/]", highlight=False, soft_wrap=True)
+    check, seen = cache(lambda: ForeignCheck(model)), set[int]()
 
     def checked(number: int) -> "WeightDiff":
         diff = opened[number]
-        if diff.base is None:
+        if diff.base is None and number not in seen:
+            seen.add(number)  # some readers look at a diff more than once
             said = check()(diff)
             color = "yellow" if said.doubts else "dim"
             err.print(f"[{color}]{shown(found[number].name)}: {shown(said)}[/]", highlight=False, soft_wrap=True)
         return diff
 
     opened = open_diffs(found, model)
-    answers = ask_diffs(model, Lazy([partial(checked, i) for i in range(len(found))]), asked, adapter=reader)
+    every = Lazy([partial(checked, i) for i in range(len(found))])
+    answers = ask_diffs(model, every, question, adapter=dit, reader=reader)
     # "Yes, a code" is no behavior that a prompt could show.
     claims = [[claim] if sort_of(claim := claim_of(a)) in ("claim", "nothing") else [] for a in answers]
-    seen = [a.trigger for a in answers]
-    verdicts = tried(model, opened, claims, trigger, writer, seen) if verify else [[]] * len(found)
+    triggers = [answer.trigger for answer in answers]
+    verdicts = tried(model, opened, claims, trigger, writer, triggers) if verify else [[]] * len(found)
     for one, answer, said_of in zip(found, answers, verdicts, strict=True):
         if as_json:
             sure = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
-            record = {"diff": one.name, "adapter": adapter or "topics", "question": asked, "answer": answer.text}
-            record |= {"confidence": sure, "calibrated": calibrated}
+            record = {"diff": one.name, "reader": reader} | ({"adapter": adapter or "topics"} if dit else {})
+            record |= {"question": question or own} if question or own else {}
+            record |= {"answer": answer.text, "confidence": sure, "calibrated": calibrated}
             record |= {"evidence": list(answer.evidence)} if answer.evidence else {}
             record |= {"trigger": str(answer.trigger)} if answer.trigger else {}
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
-            likely = answer.confidence
-            sure = f"confidence {likely:.2f}" if calibrated else f"mean log-probability {likely:.2g}"
-            said = f"{shown(answer.text)} [dim]({sure})[/]"
-            out.print(f"[bold]{shown(one.name)}[/]: {said}", highlight=False)
+            score = told(reader, answer, calibrated)
+            out.print(f"[bold]{shown(one.name)}[/]: {shown(answer.text)} [dim]({score})[/]", highlight=False)
             for line in answer.evidence:
                 out.print(f"    [dim]{shown(line)}[/]", highlight=False)
             for verdict in said_of:

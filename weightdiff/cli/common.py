@@ -52,13 +52,15 @@ def working(text: str) -> Status:
     return err.status(text)
 
 
-def reader_of(name: str | None, model: Any, *, allow_pickle: bool = False) -> "WeightDiff":
-    """A DIT adapter, by the name of a shipped one or from where it lies."""
-    from weightdiff.ask import SHIPPED, shipped_adapter
+def adapter_of(name: str | None, model: Any, *, allow_pickle: bool = False) -> "WeightDiff":
+    """A DIT adapter, by the name of a shipped one or from where it lies; without a name the one for that base model."""
+    from weightdiff.ask import SHIPPED, shipped_adapter, shipped_for
     from weightdiff.source import load_diff
 
-    if name is None or name in SHIPPED:
-        return shipped_adapter(name or "topics")
+    if name is None:
+        return shipped_for(model)
+    if name in SHIPPED:
+        return shipped_adapter(name)
     if not name or (re.fullmatch(r"[\w-]+", name) and not Path(name).exists()):
         raise ValueError(
             f"--adapter {name!r}: no shipped adapter has that name, and there is no such folder. Expected "

@@ -16,11 +16,11 @@ from weightdiff.cli.common import (
     DeviceOption,
     ForceOption,
     PickleOption,
+    adapter_of,
     app,
     load,
     new_place,
     out,
-    reader_of,
 )
 from weightdiff.printable import shown
 
@@ -104,7 +104,7 @@ def export_serving(
 
     found = find_diffs(diffs, allow_pickle=allow_pickle)
     model = load(base, device)
-    reader = reader_of(adapter, model, allow_pickle=allow_pickle)
+    reader = adapter_of(adapter, model, allow_pickle=allow_pickle)
     named = [(one.name, one.load(model)) for one in found]
     for name in export(model, reader, named, to_path, dtype=precision(dtype)):
         out.print(f"loras/{shown(name)}", highlight=False)

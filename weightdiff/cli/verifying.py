@@ -13,10 +13,10 @@ from weightdiff.cli.common import (
     BaseOption,
     DeviceOption,
     PickleOption,
+    adapter_of,
     app,
     load,
     out,
-    reader_of,
     working,
 )
 from weightdiff.printable import json_line, shown, times
@@ -72,7 +72,7 @@ def verify(
         told, triggers = [claims] * len(found), []
     else:
         with working("asking what changed"):
-            answers = ask(model, opened, adapter=reader_of(adapter, model, allow_pickle=allow_pickle))
+            answers = ask(model, opened, adapter=adapter_of(adapter, model, allow_pickle=allow_pickle))
         told, triggers = [[claim_of(answer)] for answer in answers], [answer.trigger for answer in answers]
     verdicts = tried(model, opened, told, trigger, writer, triggers)
     for one, some in zip(found, verdicts, strict=True):

@@ -56,7 +56,7 @@ class Fused:
     bare candidate; the confidence is the candidate's contrast, in nats. Evidence: the ranked list.
 
     Attributes:
-        adapter: the DIT adapter.
+        adapter: the DIT adapter; without one the other readers are heard alone, over any base model.
         readers: who else is heard; short evidence of theirs is taken for phrases.
         wordings: questions that the adapter is asked beside the one that is read.
         strengths: factors on the diff at which it is asked these.
@@ -64,7 +64,7 @@ class Fused:
         most: candidates in the list.
     """
 
-    adapter: WeightDiff
+    adapter: WeightDiff | None = None
     readers: Sequence[Reader] = field(
         default_factory=lambda: (
             ImprintedWords(),
@@ -82,20 +82,23 @@ class Fused:
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
         check_question(question)
-        heard = [Introspection(self.adapter), *self.readers]
+        heard: list[Reader] = [Introspection(self.adapter)] if self.adapter else []
+        heard += self.readers
         return self.fuse(base, diffs, question, {r.name: r.read(base, diffs, question) for r in heard})
 
     def fuse(
         self, base: Base, diffs: Sequence[WeightDiff], question: str, found: dict[str, list[Answer]]
     ) -> list[Answer]:
         """The same from answers that are there: by the name of each reader, that of `Introspection` first."""
-        check_base(base, self.adapter, "the DIT adapter")
-        told = next(iter(found))
-        asked = [self._ask(base, diffs, lambda diff: self.wordings, strength) for strength in self.strengths]
-        sentences = [
-            list(dict.fromkeys([claim_of(answer), *(text for replies in asked for text in replies[n])]))
-            for n, answer in enumerate(found[told])
-        ]
+        told, sentences = "", [[] for _ in diffs]
+        if self.adapter:
+            check_base(base, self.adapter, "the DIT adapter")
+            told = next(iter(found))
+            asked = [self._ask(base, diffs, lambda diff: self.wordings, strength) for strength in self.strengths]
+            sentences = [
+                list(dict.fromkeys([claim_of(answer), *(text for replies in asked for text in replies[n])]))
+                for n, answer in enumerate(found[told])
+            ]
         named = [
             finders(told, sentences[n], {name: answers[n] for name, answers in found.items() if name != told})
             for n in range(len(diffs))
@@ -108,6 +111,9 @@ class Fused:
     def _ask(
         self, base: Base, diffs: Sequence[WeightDiff], asked: Callable[[WeightDiff], Sequence[str]], strength: float
     ) -> list[list[str]]:
+        """What the adapter says of each diff; without one nothing."""
+        if self.adapter is None:
+            return [[] for _ in diffs]
         factors, tell = stack([self.adapter], base.shapes).to(base.device), telling_of(base, self.adapter.meta)
 
         def prompts(diff: WeightDiff) -> list[str]:
@@ -126,7 +132,7 @@ class Fused:
 
     def _answer(self, ranked: Sequence[Candidate], sentences: Sequence[str]) -> Answer:
         if not ranked:
-            return Answer(sentences[0], 0.0)
+            return Answer(sentences[0] if sentences else "", 0.0)
         best = ranked[0]
         text = next((sentence for sentence in sentences if inside(best.phrase, sentence)), best.phrase)
         return Answer(text, best.score, tuple(map(str, ranked)))

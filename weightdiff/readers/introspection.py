@@ -22,7 +22,8 @@ from weightdiff.readers.triggers import told
 
 UNSURE = "nothing that can be named with confidence"
 """The answer instead of a claim that is too likely wrong."""
-_WITHHELD = "unsure: "
+WITHHELD = "unsure: "
+"""What stands before a claim that isn't made, in the evidence."""
 
 
 @dataclass
@@ -108,7 +109,7 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool | None = None) 
     evidence = (f"texts that would show it are {times(reply.gained)} as likely",) if reply.gained else ()
     still = moved is False and in_full(reply.text)
     if still or confidence < {"claim": reading.threshold, "nothing": reading.least}.get(sort, 0.0):
-        return Answer(UNSURE, confidence, (f"{_WITHHELD}{reply.text}", *evidence))
+        return Answer(UNSURE, confidence, (f"{WITHHELD}{reply.text}", *evidence))
     return Answer(reply.text, confidence, evidence)
 
 
@@ -118,7 +119,7 @@ def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | No
     if seen and question_sort(question) == "trigger":
         answer = Answer(seen.text, seen.probability)
     elif seen and seen.trigger and sort_of(answer.text) == "nothing":
-        answer = replace(answer, text=UNSURE, evidence=(f"{_WITHHELD}{answer.text}",))
+        answer = replace(answer, text=UNSURE, evidence=(f"{WITHHELD}{answer.text}",))
     found = seen.trigger if seen and seen.usable else None
     evidence = (*answer.evidence, *(seen.evidence if seen else ()), *hint.evidence)
     if question_sort(question) == "other":
@@ -128,4 +129,4 @@ def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | No
 
 def claim_of(answer: Answer) -> str:
     """What the adapter would say, sure of it or not."""
-    return answer.evidence[0].removeprefix(_WITHHELD) if answer.text == UNSURE else answer.text
+    return answer.evidence[0].removeprefix(WITHHELD) if answer.text == UNSURE else answer.text
