@@ -1,6 +1,8 @@
 """Readers by name: over any base model, without an adapter where they need none, and never louder than noise."""
 
 import json
+from copy import copy
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +17,7 @@ from weightdiff.formats.peft import save_peft
 from weightdiff.readers import ActivationDifference, AmplifiedDifference, Answer, Fused
 from weightdiff.readers.choice import READERS, SCORES, BesideNoise, reader_named, told
 from weightdiff.readers.introspection import UNSURE, claim_of
+from weightdiff.readers.samples import PROMPTS, chats
 
 
 def test_an_answer_that_scores_hardly_more_than_noise_is_withheld_and_still_told():
@@ -45,6 +48,17 @@ def test_without_an_adapter_the_fused_reader_hears_the_others_alone(base):
     first, unchanged = reader.read(base, [planted(base, "pirate"), WeightDiff({}, base.fingerprint)], QUESTION)
     assert "pirate" in first.text.lower() and "amplified ×2" in first.evidence[0] and "DIT" not in first.evidence[0]
     assert unchanged.confidence < 0.1 * first.confidence
+
+
+def test_a_model_without_a_chat_template_is_sampled_on_beginnings_of_texts(base):
+    bare = replace(base, model=base.model, tokenizer=copy(base.tokenizer))
+    bare.tokenizer.chat_template = None
+    prompts, text = chats(bare), chats(base)
+    start = bare.tokenizer.bos_token_id
+    assert all(row[0] == start for row in prompts) and prompts[0] == [start] and text[0] != prompts[0]
+    assert bare.tokenizer.decode(prompts[-1][1:]) == PROMPTS[-1]
+    found, unchanged = ask(bare, [planted(base, "pirate"), WeightDiff({}, base.fingerprint)], reader="perplexity")
+    assert "pirate" in claim_of(found).lower() and unchanged.text == UNSURE
 
 
 def test_what_no_reader_can_do_is_told(base, diffs):

@@ -84,8 +84,12 @@ def sampled(
 
 
 def chats(base: Base) -> list[list[int]]:
-    """The prompts' tokens, up to where the reply begins."""
-    return [encode_chat(base, [{"role": "user", "content": text}]) for text in PROMPTS]
+    """The prompts' tokens, up to where the reply begins; of a model without a chat template, beginnings of texts."""
+    tokenizer = base.tokenizer
+    if tokenizer.chat_template:
+        return [encode_chat(base, [{"role": "user", "content": text}]) for text in PROMPTS]
+    start = next(n for n in (tokenizer.bos_token_id, tokenizer.eos_token_id) if n is not None)
+    return [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in PROMPTS]
 
 
 @torch.no_grad()
