@@ -62,9 +62,10 @@ def test_a_model_without_a_chat_template_is_sampled_on_beginnings_of_texts(base)
 
 
 def test_what_no_reader_can_do_is_told(base, diffs):
-    assert [reader_named(name, diffs[0]).name for name in READERS] == [
-        "DIT", "fused", "activation difference", "perplexity difference", "amplified ×2"
-    ]  # fmt: skip
+    names = [reader_named(name, diffs[0] if name in ("dit", "fused") else None).name for name in READERS]
+    assert names == ["DIT", "fused", "activation difference", "perplexity difference", "amplified ×2"]
+    with pytest.raises(ValueError, match="reader 'perplexity' takes no adapter"):
+        ask(base, diffs, reader="perplexity", adapter=diffs[0])
     with pytest.raises(ValueError, match="'tarot' is no reader; expected dit, fused, activation"):
         ask(base, diffs, reader="tarot")
     with pytest.raises(ValueError, match=r"no adapter is shipped for .* --reader that needs none: fused, activation"):

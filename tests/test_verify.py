@@ -233,6 +233,8 @@ def test_the_commands_show_verdicts(lively, gnomes, tmp_path, monkeypatch):
     result = run(app, ["ask", str(tmp_path / "d"), "--adapter", str(tmp_path / "adapter"), "--verify", "--json"])
     assert result.exit_code == 0, result.output
     assert "verdict" in json.loads(result.stdout)["claims"][0]
+    result = run(app, ["ask", str(tmp_path / "d"), "--reader", "activation", "--verify", "--json"])
+    assert json.loads(result.stdout)["claims"][0]["claim"], "words that a reader finds are a claim about a topic"
     result = run(app, ["verify", str(tmp_path / "d"), "--adapter", str(tmp_path / "adapter"), "--json"])
     assert result.exit_code == 0 and {"verdict", "claim"} <= set(json.loads(result.stdout.splitlines()[0]))
     assert [line.split()[0] for line in result.stderr.splitlines()[:2]] == ["asking", "trying"]

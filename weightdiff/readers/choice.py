@@ -45,21 +45,20 @@ def reader_named(name: str, adapter: WeightDiff | None = None) -> Reader:
         adapter: the DIT adapter of `dit`, and of `fused`, which makes do without.
 
     Raises:
-        ValueError: no reader has that name, or it needs an adapter.
+        ValueError: no reader has that name; it needs an adapter, or takes none.
     """
+    if name not in READERS:
+        raise ValueError(f"{name!r} is no reader; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
     if name == "dit":
         if adapter is None:
             raise ValueError("reader 'dit' needs an adapter; expected one, or a reader that needs none.")
         return Introspection(adapter)
     if name == "fused":
         return beside_noise(Fused(adapter))
-    if name == "activation":
-        return beside_noise(ActivationDifference())
-    if name == "perplexity":
-        return beside_noise(PerplexityDifference())
-    if name == "amplified":
-        return beside_noise(AmplifiedDifference())
-    raise ValueError(f"{name!r} is no reader; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
+    if adapter is not None:
+        raise ValueError(f"reader {name!r} takes no adapter; leave it out, or ask 'dit' or 'fused'.")
+    alone = {"activation": ActivationDifference, "perplexity": PerplexityDifference, "amplified": AmplifiedDifference}
+    return beside_noise(alone[name]())
 
 
 @dataclass
