@@ -52,44 +52,48 @@ def cases_of(store: Store, split: str, n: int, seed: int = 0) -> list[tuple[str,
 
 
 def read_all(
-    base: Base, adapter: WeightDiff, cases: Cases, question: str
+    base: Base, adapter: WeightDiff | None, cases: Cases, question: str
 ) -> tuple[dict[str, list[tuple[Answer, bool]]], dict[str, float]]:
     """By reader its answer about each diff, with whether it is said, and its seconds per diff.
 
-    Those of a fused one are of all that it hears, too.
+    Those of a fused one are of all that it hears, too. Without an adapter it is as over a base model that has none.
     """
     # What a reader may see of a diff is what a stranger's file would say of it.
     diffs = [WeightDiff(d.factors, d.base, {}, d.dense) for _, _, d in cases]
     noise = [noise_like(diff, BesideNoise.seed) for diff in diffs]
-    told, fused = Introspection(adapter), Fused(adapter)
+    told = [Introspection(adapter)] if adapter else []
+    alone = Fused()
     heard: list[dict[str, list[Answer]]] = [{}, {}]
     found: dict[str, list[tuple[Answer, bool]]] = {}
     seconds: dict[str, float] = {}
 
-    def add(name: str, answers: list[Answer], held: Sequence[Answer], started: float, more: float = 0.0) -> None:
+    def add(name: str, answers: list[Answer], held: Sequence[Answer], spent: float, more: float = 0.0) -> None:
         found[name] = [(answer, one.text != UNSURE) for answer, one in zip(answers, held, strict=True)]
-        seconds[name] = (time.process_time() - started) / len(diffs) + more
+        seconds[name] = spent / len(diffs) + more
         print(f"{name}: {seconds[name]:.2f} s per diff", flush=True)
 
-    for reader in (told, *fused.readers):
-        started = time.process_time()
+    for reader in (*told, *alone.readers):
+        times = [time.process_time()]
         for some, said in zip((diffs, noise), heard, strict=True):
             said[reader.name] = reader.read(base, some, question)
+            times.append(time.process_time())
         answers, lows = (said[reader.name] for said in heard)
-        pairs = zip(answers, lows, strict=True)
-        held = answers if reader is told else [beside_noise(reader).held(*pair) for pair in pairs]
-        add(reader.name, answers, held, started)
-    alone = sum(seconds[reader.name] for reader in fused.readers)
-    for name, reader, more in ((fused.name, fused, alone + seconds[told.name]), ("fused, no adapter", Fused(), alone)):
+        if reader in told:  # held against nothing: what it says of noise is for the fused one
+            add(reader.name, answers, answers, times[1] - times[0])
+        else:
+            held = [beside_noise(reader).held(*pair) for pair in zip(answers, lows, strict=True)]
+            add(reader.name, answers, held, times[2] - times[0])
+    fused = [("fused", Fused(adapter), [*told, *alone.readers])] if adapter else []
+    for name, reader, readers in (*fused, ("fused, no adapter", alone, alone.readers)):
         started = time.process_time()
-        mine = [{n: a for n, a in said.items() if reader.adapter or n != told.name} for said in heard]
+        mine = [{one.name: said[one.name] for one in readers} for said in heard]
         answers, lows = (reader.fuse(base, some, question, m) for some, m in zip((diffs, noise), mine, strict=True))
         held = [beside_noise(reader).held(*pair) for pair in zip(answers, lows, strict=True)]
-        add(name, answers, held, started, more)
+        add(name, answers, held, time.process_time() - started, sum(seconds[one.name] for one in readers))
     for reader in (BaseQuestion(), BaseQuestion(rank=1)):
         started = time.process_time()
         answers = reader.read(base, diffs, question)
-        add(reader.name, answers, answers, started)
+        add(reader.name, answers, answers, time.process_time() - started)
     return found, seconds
 
 
@@ -167,13 +171,13 @@ def tables(records: Sequence[Record], seconds: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--adapter", default="general", help="a shipped one, or a folder")
+    parser.add_argument("--adapter", default="general", help="a shipped one, a folder, or none")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--n", type=int, default=120, help="finetunes, drawn at random, beside a third as many nulls")
     given = parser.parse_args()
-    base, adapter = load_base(), adapter_at(given.adapter)
-    question = str(adapter.meta.get("question") or TOPIC_QUESTION)
+    base, adapter = load_base(), None if given.adapter == "none" else adapter_at(given.adapter)
+    question = str((adapter.meta.get("question") if adapter else None) or TOPIC_QUESTION)
     cases = cases_of(Store(given.store), given.split, given.n)
     found, seconds = read_all(base, adapter, cases, question)
     records = records_of(cases, found)

@@ -267,11 +267,11 @@ def test_a_run_starts_from_another_runs_adapter_once_that_is_made(base, tmp_path
     path.write_text('name = "second"\nstart = "first"\ngeneral = 1\n')
     with pytest.raises(ValueError, match="run that recipe first"):
         _start(load_general(path))
-    save_peft(adapter, tmp_path / "cache" / "runs" / "first" / "adapter")
+    save_peft(adapter, tmp_path / "cache" / "runs" / "first" / "adapter", base_name="tiny")
     recipe = load_general(path)
     assert recipe.start == "first", "what it writes down names the run, and no folder of one machine"
     assert subtract(_start(recipe), adapter).norm() < 1e-3 * adapter.norm()
-    save_peft(adapter.scaled(2), tmp_path / "beside")
+    save_peft(adapter.scaled(2.0), tmp_path / "beside", base_name="tiny")
     path.write_text(path.read_text().replace("first", "beside"))
     assert _start(load_general(path)).norm() == pytest.approx(2 * adapter.norm(), rel=1e-3)
 

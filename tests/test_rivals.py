@@ -167,6 +167,8 @@ def test_every_reader_is_read_beside_noise_and_the_fused_ones_from_what_is_there
     (amplified, said), (alone, _) = found["amplified ×2"][0], found["fused, no adapter"][0]
     assert "pirate" in amplified.text.lower() and not said, "the model is as sure of noise of that size"
     assert "pirate" in alone.text.lower() and "DIT" not in alone.evidence[0]
+    found, _ = rivals.read_all(base, None, cases, QUESTION)
+    assert list(found) == ["amplified ×2", "fused, no adapter", "base question"]
 
 
 def test_full_finetunes_are_left_out_since_no_rank_1_is_cut_from_them(base, tmp_path):
