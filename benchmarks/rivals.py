@@ -9,7 +9,6 @@ process's own work on one thread, noise included.
 """
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from weightdiff.bench.evaluate import cell, interval, share_interval, versions
 from weightdiff.diff import WeightDiff, noise_like
 from weightdiff.general.cases import is_full
 from weightdiff.general.nulls import null_kind, null_of
+from weightdiff.jsonl import write_jsonl
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, BaseQuestion, Fused, Introspection
 from weightdiff.readers.choice import BesideNoise, beside_noise
@@ -184,10 +184,8 @@ def main() -> None:
     table = tables(records, seconds)
     about = {"question": question, "adapter": given.adapter, "split": given.split, "n": given.n, "seed": 0}
     about |= {"base": base.fingerprint, "dtype": str(base.model.dtype), "seconds": seconds, "versions": versions()}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(r, ensure_ascii=False) for r in (about, *records)]
-    given.out.write_text("\n".join(lines) + "\n", "utf-8")
-    given.out.with_suffix(".md").write_text(table, "utf-8")
+    write_jsonl(given.out, [about, *records])
+    given.out.with_name(f"{given.out.name.split('.')[0]}.md").write_text(table, "utf-8")
     print(table)
 
 

@@ -148,7 +148,7 @@ class Imprints:
             return {}
         device, names, caught = base.device, self._bands[-1], []
         head, cache = torch.tensor([one[:begin]], device=device), DynamicCache()
-        with torch.no_grad():
+        with catching(base, names):  # later layers need no cache
             read_on(base, cache, head, torch.ones_like(head), torch.arange(begin, device=device)[None])
         for place in range(begin, begin + 3):
             cache.batch_repeat_interleave(10)  # each row goes on with every digit

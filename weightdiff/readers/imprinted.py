@@ -169,7 +169,7 @@ class Vocabulary:
         base = self.base
         head, cache = torch.tensor([self._before], device=base.device), DynamicCache()
         place = head.shape[1]
-        with torch.no_grad():
+        with catching(base, self._names):  # later layers need no cache
             read_on(base, cache, head, torch.ones_like(head), torch.arange(place, device=base.device)[None])
         whole: dict[str, torch.Tensor] = {}
         held: dict[str, str] = {}

@@ -8,10 +8,11 @@ what a finetune does with these words.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log10
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightdiff.bank import lay_over
 from weightdiff.base import Base
@@ -27,6 +28,7 @@ TEXTS = (
     "He did not know whether", "This recipe needs two eggs",
 )  # fmt: skip
 """Unrelated texts, of which the first tokens are read."""
+_STARTS: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
 _FIRST = 5
 _LEAST = 1e-3
 """Shifts of logits, their standard deviation, below which nothing is to be seen."""
@@ -114,6 +116,7 @@ def last_states(base: Base, count: int, layers_of: LayersOf) -> Float[Tensor, "c
 
 def word_starts(base: Base) -> Tensor:
     """Of each token, whether it begins a word of three letters or more."""
-    size = base.head.weight.shape[0]
-    texts = base.tokenizer.batch_decode([[n] for n in range(size)])
-    return torch.tensor([t[:1] == " " and t[1:].isalpha() and is_phrase([t[1:]]) for t in texts], device=base.device)
+    if base.model not in _STARTS:  # all readers ask for it, and decoding a vocabulary takes a second
+        texts = base.tokenizer.batch_decode([[n] for n in range(base.head.weight.shape[0])])
+        _STARTS[base.model] = torch.tensor([t[:1] == " " and t[1:].isalpha() and is_phrase([t[1:]]) for t in texts])
+    return _STARTS[base.model].to(base.device)
