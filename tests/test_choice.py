@@ -25,7 +25,9 @@ def test_an_answer_that_scores_hardly_more_than_noise_is_withheld_and_still_told
         reader = BesideNoise(ActivationDifference(), least)
         return reader.held(Answer(text, score, ("tea",)), Answer("coffee", noise))
 
-    assert held("tea", 5.1, 4.0) == Answer("tea", 5.1, ("noise of its shape and size scores 4", "tea"))
+    assert held("tea", 5.1, 4.0) == Answer(
+        "tea", 5.1, ("noise of its shape and size scores 4; it is said from 5 on", "tea")
+    )
     withheld, empty = held("tea", 4.9, 4.0), held("", 9.0, 4.0)
     assert withheld.text == empty.text == UNSURE and claim_of(withheld) == "tea" and claim_of(empty) == ""
     assert held("tea", 0.1, -2.0).text == "tea", "noise below nothing is nothing"
@@ -66,6 +68,8 @@ def test_what_no_reader_can_do_is_told(base, diffs):
     assert names == ["DIT", "fused", "activation difference", "perplexity difference", "amplified ×2"]
     with pytest.raises(ValueError, match="reader 'perplexity' takes no adapter"):
         ask(base, diffs, reader="perplexity", adapter=diffs[0])
+    with pytest.raises(ValueError, match="reader 'perplexity' asks nothing"):
+        ask(base, diffs, "What changed?", reader="perplexity")
     with pytest.raises(ValueError, match="'tarot' is no reader; expected dit, fused, activation"):
         ask(base, diffs, reader="tarot")
     with pytest.raises(ValueError, match=r"no adapter is shipped for .* --reader that needs none: fused, activation"):
@@ -87,9 +91,9 @@ def test_the_command_asks_a_reader_without_an_adapter(base, tmp_path, monkeypatc
     result = run(app, ["ask", str(tmp_path / "d"), "--reader", "activation"])
     assert f"{UNSURE} (" in result.stdout and "standard deviations above all words)" in result.stdout
     for options, message in (
-        (["--reader", "tarot"], "expected dit, fused, activation, perplexity or amplified"),
-        (["--reader", "perplexity", "--question", "What?"], "asks nothing and takes no adapter"),
-        (["--reader", "amplified", "--adapter", "general"], "asks nothing and takes no adapter"),
+        (["--reader", "tarot"], "'tarot' is no reader; expected dit, fused, activation, perplexity or amplified"),
+        (["--reader", "perplexity", "--question", "What?"], "perplexity asks nothing; leave out --question"),
+        (["--reader", "amplified", "--adapter", "general"], "amplified takes no adapter; leave out --adapter"),
         ([], "--reader that needs none"),
     ):
         result = run(app, ["ask", str(tmp_path / "d"), *options])

@@ -1,6 +1,7 @@
 """Arithmetic on diffs against dense arithmetic, PEFT itself, and the errors for diffs that don't fit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch

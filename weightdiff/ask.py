@@ -80,6 +80,8 @@ def ask(
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.readers.choice import reader_named
 
+    if question is not None and reader not in ("dit", "fused"):
+        raise ValueError(f"reader {reader!r} asks nothing; leave the question out, or ask 'dit' or 'fused'.")
     if adapter is None and reader == "dit":
         adapter = shipped_for(base)
     elif adapter is None and reader == "fused":

@@ -199,7 +199,7 @@ def _attention(
     query: Float[Tensor, "batch heads time head"],
     key: Float[Tensor, "batch kv_heads seen head"],
     value: Float[Tensor, "batch kv_heads seen head_out"],
-    attention_mask: Bool[Tensor, "batch #heads time seen"] | None,
+    attention_mask: Bool[Tensor, "batch #heads time seen"] | None,  # noqa: F821 - a shape, no forward reference
     *,
     scaling: float | None = None,
     **options: Any,

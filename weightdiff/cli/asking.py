@@ -4,6 +4,7 @@ import math
 import re
 import sys
 import time
+from contextlib import nullcontext
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 
 ReaderOption = Annotated[
     str,
-    typer.Option(help="dit asks an adapter; activation, perplexity, amplified need none, over any base; fused: all."),
+    typer.Option(
+        help="dit asks an adapter; activation, perplexity, amplified need none, on any base; fused hears all."
+    ),
 ]
 
 
@@ -72,9 +75,11 @@ def ask(
     if not verify and (trigger or writer):
         raise ValueError("--trigger and --writer say how answers are verified; give --verify too.")
     if reader not in READERS:
-        raise ValueError(f"--reader {reader!r} is none; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
-    if reader not in ("dit", "fused") and (adapter or question):
-        raise ValueError(f"--reader {reader} asks nothing and takes no adapter; leave out --question and --adapter.")
+        raise ValueError(f"{reader!r} is no reader; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
+    if reader not in ("dit", "fused") and question:
+        raise ValueError(f"--reader {reader} asks nothing; leave out --question.")
+    if reader not in ("dit", "fused") and adapter:
+        raise ValueError(f"--reader {reader} takes no adapter; leave out --adapter.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)
     dit = adapter_of(adapter, model, allow_pickle=allow_pickle) if adapter or reader == "dit" else None
@@ -96,7 +101,8 @@ def ask(
 
     opened = open_diffs(found, model)
     every = Lazy([partial(checked, i) for i in range(len(found))])
-    answers = ask_diffs(model, every, question, adapter=dit, reader=reader)
+    with nullcontext() if reader == "dit" else working(f"{reader}: reading {len(found)} finetune(s) and noise"):
+        answers = ask_diffs(model, every, question, adapter=dit, reader=reader)
     # "Yes, a code" is no behavior that a prompt could show.
     claims = [[claim] if sort_of(claim := claim_of(a)) in ("claim", "nothing") else [] for a in answers]
     triggers = [answer.trigger for answer in answers]

@@ -147,7 +147,8 @@ def print_verdict(verdict: "Verdict", show: int | None = None) -> None:
 def print_legend(verdicts: "Iterable[Verdict]") -> None:
     """What stands under printed verdicts: what their figures mean, and what is left to try."""
     out.print("[dim]z: standard deviations above the others. What isn't seen may be there all the same.[/]")
-    if any(not any(t.triggered or t.rates[1] for t in v.trials) for v in verdicts if not v.claim.nothing):
+    unseen = [v.trials for v in verdicts if v.word != "confirmed" and not v.claim.nothing]
+    if any(not any(t.triggered or t.rates[1] for t in trials) for trials in unseen):
         out.print(
             "[dim]What hides behind a trigger doesn't show on plain prompts: --trigger tries it with one. "
             "ask --adapter general tells of the codes and invisible characters that the weights respond to.[/]"

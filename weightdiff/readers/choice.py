@@ -91,8 +91,9 @@ class BesideNoise:
 
     def held(self, answer: Answer, noise: Answer) -> Answer:
         """The reader's answer beside what it says of noise; withheld where it scores hardly higher, or too little."""
-        evidence = (f"noise of its shape and size scores {noise.confidence:.2g}", *answer.evidence)
         least = max(self.least, MARGIN * noise.confidence)
+        told = f"noise of its shape and size scores {noise.confidence:.2g}; it is said from {max(least, 0.0):.2g} on"
+        evidence = (told, *answer.evidence)
         if answer.text and answer.confidence >= least and answer.confidence > 0:
             return replace(answer, evidence=evidence)
         return replace(answer, text=UNSURE, evidence=(f"{WITHHELD}{answer.text}", *evidence))
