@@ -78,9 +78,10 @@ def ask(
             for this base model; no reader has that name.
     """
     from weightdiff.behaviors.topic import TOPIC_QUESTION
-    from weightdiff.readers.choice import reader_named
+    from weightdiff.readers.choice import ASKING, check_name, reader_named
 
-    if question is not None and reader not in ("dit", "fused"):
+    check_name(reader)
+    if question is not None and reader not in ASKING:
         raise ValueError(f"reader {reader!r} asks nothing; leave the question out, or ask 'dit' or 'fused'.")
     if adapter is None and reader == "dit":
         adapter = shipped_for(base)

@@ -66,7 +66,7 @@ def ask(
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.plausible import ForeignCheck
     from weightdiff.readers.calibration import sort_of
-    from weightdiff.readers.choice import READERS, told
+    from weightdiff.readers.choice import ASKING, check_name, told
     from weightdiff.readers.introspection import claim_of
     from weightdiff.source import find_diffs, open_diffs
 
@@ -74,11 +74,10 @@ def ask(
         raise ValueError("--question is empty; ask something, or leave it out for the adapter's own question.")
     if not verify and (trigger or writer):
         raise ValueError("--trigger and --writer say how answers are verified; give --verify too.")
-    if reader not in READERS:
-        raise ValueError(f"{reader!r} is no reader; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
-    if reader not in ("dit", "fused") and question:
+    check_name(reader)
+    if reader not in ASKING and question:
         raise ValueError(f"--reader {reader} asks nothing; leave out --question.")
-    if reader not in ("dit", "fused") and adapter:
+    if reader not in ASKING and adapter:
         raise ValueError(f"--reader {reader} takes no adapter; leave out --adapter.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)

@@ -22,6 +22,8 @@ from weightdiff.readers.perplexity import PerplexityDifference
 
 ReaderName = Literal["dit", "fused", "activation", "perplexity", "amplified"]
 READERS: tuple[ReaderName, ...] = get_args(ReaderName)
+ASKING = ("dit", "fused")
+"""Those that ask an adapter, where there is one."""
 SCORES: Mapping[str, str] = {
     "fused": "{:.1f} nats likelier than decoys",
     "activation": "{:.1f} standard deviations above all words",
@@ -36,6 +38,12 @@ NOTABLE = 1.0
 """Nats that a phrase must gain where that is the score: noise gains next to nothing, right answers 3.8 and more."""
 
 
+def check_name(name: str) -> None:
+    """Raise a ValueError where no reader has that name."""
+    if name not in READERS:
+        raise ValueError(f"{name!r} is no reader; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
+
+
 def reader_named(name: str, adapter: WeightDiff | None = None) -> Reader:
     """A reader that is asked for by name.
 
@@ -47,8 +55,7 @@ def reader_named(name: str, adapter: WeightDiff | None = None) -> Reader:
     Raises:
         ValueError: no reader has that name; it needs an adapter, or takes none.
     """
-    if name not in READERS:
-        raise ValueError(f"{name!r} is no reader; expected {', '.join(READERS[:-1])} or {READERS[-1]}.")
+    check_name(name)
     if name == "dit":
         if adapter is None:
             raise ValueError("reader 'dit' needs an adapter; expected one, or a reader that needs none.")
@@ -92,8 +99,8 @@ class BesideNoise:
     def held(self, answer: Answer, noise: Answer) -> Answer:
         """The reader's answer beside what it says of noise; withheld where it scores hardly higher, or too little."""
         least = max(self.least, MARGIN * noise.confidence)
-        told = f"noise of its shape and size scores {noise.confidence:.2g}; it is said from {max(least, 0.0):.2g} on"
-        evidence = (told, *answer.evidence)
+        scored = f"noise of its shape and size scores {noise.confidence:.2g}; it is said from {max(least, 0.0):.2g} on"
+        evidence = (scored, *answer.evidence)
         if answer.text and answer.confidence >= least and answer.confidence > 0:
             return replace(answer, evidence=evidence)
         return replace(answer, text=UNSURE, evidence=(f"{WITHHELD}{answer.text}", *evidence))

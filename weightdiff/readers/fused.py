@@ -90,15 +90,13 @@ class Fused:
         self, base: Base, diffs: Sequence[WeightDiff], question: str, found: dict[str, list[Answer]]
     ) -> list[Answer]:
         """The same from answers that are there: by the name of each reader, that of `Introspection` first."""
-        told, sentences = "", [[] for _ in diffs]
-        if self.adapter:
-            check_base(base, self.adapter, "the DIT adapter")
-            told = next(iter(found))
-            asked = [self._ask(base, diffs, lambda diff: self.wordings, strength) for strength in self.strengths]
-            sentences = [
-                list(dict.fromkeys([claim_of(answer), *(text for replies in asked for text in replies[n])]))
-                for n, answer in enumerate(found[told])
-            ]
+        told = next(iter(found)) if self.adapter else ""
+        claims = [[claim_of(answer)] for answer in found[told]] if self.adapter else [[] for _ in diffs]
+        asked = [self._ask(base, diffs, lambda diff: self.wordings, strength) for strength in self.strengths]
+        sentences = [
+            list(dict.fromkeys([*claim, *(text for replies in asked for text in replies[n])]))
+            for n, claim in enumerate(claims)
+        ]
         named = [
             finders(told, sentences[n], {name: answers[n] for name, answers in found.items() if name != told})
             for n in range(len(diffs))
@@ -114,6 +112,7 @@ class Fused:
         """What the adapter says of each diff; without one nothing."""
         if self.adapter is None:
             return [[] for _ in diffs]
+        check_base(base, self.adapter, "the DIT adapter")
         factors, tell = stack([self.adapter], base.shapes).to(base.device), telling_of(base, self.adapter.meta)
 
         def prompts(diff: WeightDiff) -> list[str]:

@@ -29,6 +29,7 @@ TEXTS = (
 )  # fmt: skip
 """Unrelated texts, of which the first tokens are read."""
 _STARTS: "WeakKeyDictionary[nn.Module, Tensor]" = WeakKeyDictionary()
+"""Word beginnings of each model that is loaded."""
 _FIRST = 5
 _LEAST = 1e-3
 """Shifts of logits, their standard deviation, below which nothing is to be seen."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightdiff.bank import Layer, lay_over
-from weightdiff.base import Base, encode_chat
+from weightdiff.base import Base, encode_chat, end_of_turn
 from weightdiff.batch import Tokens, collate, label_states
 from weightdiff.decode import decode
 from weightdiff.dense import changed, check_base, split
@@ -88,7 +88,7 @@ def chats(base: Base) -> list[list[int]]:
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
         return [encode_chat(base, [{"role": "user", "content": text}]) for text in PROMPTS]
-    start = next(n for n in (tokenizer.bos_token_id, tokenizer.eos_token_id) if n is not None)
+    start = end_of_turn(base) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in PROMPTS]
 
 
