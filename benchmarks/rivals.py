@@ -26,6 +26,7 @@ from weightdiff.jsonl import write_jsonl
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, BaseQuestion, Fused, Introspection
 from weightdiff.readers.choice import BesideNoise, beside_noise
+from weightdiff.readers.hints import Hint, wanted_hints
 from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.store import Store
 
@@ -64,6 +65,7 @@ def read_all(
     told = [Introspection(adapter)] if adapter else []
     alone = Fused()
     heard: list[dict[str, list[Answer]]] = [{}, {}]
+    hints: list[Sequence[Hint | None]] = [(), ()]
     found: dict[str, list[tuple[Answer, bool]]] = {}
     seconds: dict[str, float] = {}
 
@@ -74,8 +76,12 @@ def read_all(
 
     for reader in (*told, *alone.readers):
         times = [time.process_time()]
-        for some, said in zip((diffs, noise), heard, strict=True):
-            said[reader.name] = reader.read(base, some, question)
+        for side, (some, said) in enumerate(zip((diffs, noise), heard, strict=True)):
+            if isinstance(reader, Introspection):
+                hints[side] = wanted_hints(base, some, reader.adapter.meta)
+                said[reader.name] = reader.told(base, some, question, hints[side])
+            else:
+                said[reader.name] = reader.read(base, some, question)
             times.append(time.process_time())
         answers, lows = (said[reader.name] for said in heard)
         if reader in told:  # held against nothing: what it says of noise is for the fused one
@@ -87,7 +93,8 @@ def read_all(
     for name, reader, readers in (*fused, ("fused, no adapter", alone, alone.readers)):
         started = time.process_time()
         mine = [{one.name: said[one.name] for one in readers} for said in heard]
-        answers, lows = (reader.fuse(base, some, question, m) for some, m in zip((diffs, noise), mine, strict=True))
+        sides = zip((diffs, noise), mine, hints, strict=True)
+        answers, lows = (reader.fuse(base, some, question, m, seen) for some, m, seen in sides)
         held = [beside_noise(reader).held(*pair) for pair in zip(answers, lows, strict=True)]
         add(name, answers, held, time.process_time() - started, sum(seconds[one.name] for one in readers))
     for reader in (BaseQuestion(), BaseQuestion(rank=1)):

@@ -19,7 +19,7 @@ from weightdiff.general.cases import Case
 from weightdiff.readers import Answer, Introspection
 from weightdiff.readers.calibration import Reading
 from weightdiff.readers.core import ask_all
-from weightdiff.readers.hints import TALK, Hint, HintConfig, Hinter, hint_of, telling_of, user_turn
+from weightdiff.readers.hints import TALK, Hint, HintConfig, Hinter, hint_of, put, user_turn, wanted_hints
 from weightdiff.readers.imprint import Imprint
 from weightdiff.readers.imprinted import Imprinted
 from weightdiff.readers.introspection import UNSURE, answer_with, claim_of
@@ -130,9 +130,10 @@ def _first_logits(base, text):
 def test_an_adapter_is_told_what_its_meta_says(base, diffs):
     plain = random_diff(base, 2, 99)
     told = WeightDiff(plain.factors, plain.base, {"hints": CONFIG.model_dump()})
-    assert telling_of(base, {})(diffs[0], [QUESTION, "Why?"]) == [QUESTION, "Why?"]
+    assert [put("Why?", hint) for hint in wanted_hints(base, diffs, {})] == ["Why?"] * len(diffs)
     hints = Hinter(base, CONFIG).read(diffs)
-    assert telling_of(base, told.meta)(diffs[0], ["Why?"]) == [hints[0].before("Why?")]
+    assert wanted_hints(base, diffs, told.meta) == hints
+    assert put("Why?", hints[0]) == hints[0].before("Why?") != "Why?"
     answers = Introspection(told, max_tokens=5).read(base, diffs, QUESTION)
     assert [a.evidence for a in answers] == [h.evidence for h in hints]
     over = stack([plain], base.shapes)
@@ -167,7 +168,7 @@ def test_what_the_weights_show_is_not_denied():
 @pytest.mark.parametrize("meta", [{"words": -1}, {"words": "many"}, {"names": 3}, [4]])
 def test_hints_of_another_form_are_an_error(base, meta):
     with pytest.raises(ValueError, match="hints"):
-        telling_of(base, {"hints": meta})
+        wanted_hints(base, [], {"hints": meta})
 
 
 def test_the_table_counts_what_hints_show():

@@ -17,7 +17,7 @@ from weightdiff.dense import check_fits
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.merged import save_merged
 from weightdiff.formats.peft import refuse_dense, save_peft
-from weightdiff.readers.hints import telling_of
+from weightdiff.readers.hints import put, wanted_hints
 
 _README = """\
 # Served by any server that takes one LoRA per request
@@ -83,10 +83,10 @@ def export_serving(
         save_peft(diff, folder / "loras" / name, base_name="../../model")
     save_merged(adapter, base, folder / "model", dtype=dtype)
     question = str(adapter.meta.get("question") or TOPIC_QUESTION)
-    tell = telling_of(base, adapter.meta)
+    hints = wanted_hints(base, [diff for _, diff in diffs], adapter.meta)
     loras = {}
-    for name, (given, diff) in zip(names, diffs, strict=True):
-        ids = encode_chat(base, [{"role": "user", "content": tell(diff, [question])[0]}])
+    for name, (given, _), hint in zip(names, diffs, hints, strict=True):
+        ids = encode_chat(base, [{"role": "user", "content": put(question, hint)}])
         loras[name] = {"diff": given, "prompt": base.tokenizer.decode(ids), "prompt_ids": ids}
     rank = max(diff.rank for _, diff in diffs)
     readme = _README.format(

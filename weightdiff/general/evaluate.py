@@ -20,9 +20,10 @@ from weightdiff.diff import WeightDiff, stack
 from weightdiff.general.cases import Case
 from weightdiff.general.questions import Asked, asked_of
 from weightdiff.judge import exact_match
+from weightdiff.lazy import Lazy
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import ask_all
-from weightdiff.readers.hints import Hint, telling_of
+from weightdiff.readers.hints import Hint, put, wanted_hints
 from weightdiff.readers.introspection import UNSURE, answer_of, answer_with, claim_of, own_words
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.tested import chosen, proposals
@@ -40,7 +41,7 @@ def ask_cases(
     asked: Callable[[Case], Sequence[tuple[bool, Asked]]],
     views: Views,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    hints: Sequence[Hint] | None = None,
+    hints: Sequence[Hint | None] | None = None,
     reading: Reading | None = None,
 ) -> list[tuple[Case, bool, Asked, Reply]]:
     """Ask about each case; each question with whether its wording was seen in training, and the reply.
@@ -48,7 +49,9 @@ def ask_cases(
     `hints` are those of the cases, where they are known; else they are looked for, if the adapter is told any. With a
     `reading` that says so answers in full are tried on the finetune, where the adapter's own question is asked too.
     """
-    factors, tell, found = stack([adapter], base.shapes).to(base.device), telling_of(base, adapter.meta), []
+    factors, found = stack([adapter], base.shapes).to(base.device), []
+    if hints is None:
+        hints = wanted_hints(base, Lazy([case.make for case in cases]), adapter.meta)
     meter, open_one = Meter(base), str(adapter.meta.get("question"))
     many, rows = (8, 128) if base.device.type == "cpu" else (32, 512)  # diffs and prompts at once
     for start in range(0, len(cases), many):
@@ -58,24 +61,22 @@ def ask_cases(
         texts = [[own_words(one.question, adapter.meta) for _, one in mine] for mine in questions]
         diffs = [case.make() for case in some]
         once = [list(dict.fromkeys(mine)) for mine in texts]
-        after = [
-            tell(diff, mine) if hints is None else [hints[start + place].before(text) for text in mine]
-            for place, (diff, mine) in enumerate(zip(diffs, once, strict=True))
-        ]
+        told = hints[start : start + many]
+        after = [[put(text, hint) for text in mine] for mine, hint in zip(once, told, strict=True)]
         put_to = iter(after)
         options = {"adapter": factors, "views": views, "max_tokens": 48, "batch": rows}
         replies = ask_all(base, diffs, lambda diff, put_to=put_to: next(put_to), **options)
         replies_to = [dict(zip(mine, said, strict=True)) for mine, said in zip(once, replies, strict=True)]
         if reading and reading.tested is not None:
             at = [n for n, mine in enumerate(once) if open_one in mine]
-            first, put = [replies_to[n][open_one] for n in at], [after[n][once[n].index(open_one)] for n in at]
-            words = [hints[start + n].fed for n in at] if hints and reading.leads else []
-            tried = proposals(meter, [diffs[n] for n in at], put, first, factors, views, rivals=words)
+            first, prompts = [replies_to[n][open_one] for n in at], [put(open_one, told[n]) for n in at]
+            words = [hint.fed if (hint := told[n]) and reading.leads else () for n in at]
+            tried = proposals(meter, [diffs[n] for n in at], prompts, first, factors, views, rivals=words)
             for n, several in zip(at, tried, strict=True):
-                reply = chosen(several, reading, hints is not None and hints[start + n].moved)
+                reply = chosen(several, reading, bool((hint := told[n]) and hint.moved))
                 replies_to[n] |= {q: reply for q, r in replies_to[n].items() if q == open_one or in_full(r.text)}
-        for case, mine, put, reply_to in zip(some, questions, texts, replies_to, strict=True):
-            found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, put, strict=True)]
+        for case, mine, asks, reply_to in zip(some, questions, texts, replies_to, strict=True):
+            found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, asks, strict=True)]
         progress(min(start + many, len(cases)), len(cases))
     return found
 

@@ -4,7 +4,7 @@ Each candidate phrase is tried on the model: by how much likelier the finetuned 
 base model does, against decoys that the base model finds about as likely. What several readers found gains a little.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -17,7 +17,7 @@ from weightdiff.judge import exact_match
 from weightdiff.readers.activation import ActivationDifference
 from weightdiff.readers.amplified import AmplifiedDifference
 from weightdiff.readers.core import Answer, Reader, ask_all, check_question
-from weightdiff.readers.hints import telling_of
+from weightdiff.readers.hints import Hint, put, wanted_hints
 from weightdiff.readers.imprinted import ImprintedWords
 from weightdiff.readers.introspection import Introspection, claim_of
 from weightdiff.readers.perplexity import PerplexityDifference
@@ -82,17 +82,30 @@ class Fused:
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
         check_question(question)
-        heard: list[Reader] = [Introspection(self.adapter)] if self.adapter else []
-        heard += self.readers
-        return self.fuse(base, diffs, question, {r.name: r.read(base, diffs, question) for r in heard})
+        found, hints = {}, []
+        if self.adapter:
+            check_base(base, self.adapter, "the DIT adapter")
+            hints, told = wanted_hints(base, diffs, self.adapter.meta), Introspection(self.adapter)
+            found[told.name] = told.told(base, diffs, question, hints)
+        found |= {reader.name: reader.read(base, diffs, question) for reader in self.readers}
+        return self.fuse(base, diffs, question, found, hints)
 
     def fuse(
-        self, base: Base, diffs: Sequence[WeightDiff], question: str, found: dict[str, list[Answer]]
+        self,
+        base: Base,
+        diffs: Sequence[WeightDiff],
+        question: str,
+        found: dict[str, list[Answer]],
+        hints: Sequence[Hint | None],
     ) -> list[Answer]:
-        """The same from answers that are there: by the name of each reader, that of `Introspection` first."""
+        """The same from answers that are there: by the name of each reader, that of `Introspection` first.
+
+        The adapter is told `hints`, one of each diff; without one there are none.
+        """
         told = next(iter(found)) if self.adapter else ""
         claims = [[claim_of(answer)] for answer in found[told]] if self.adapter else [[] for _ in diffs]
-        asked = [self._ask(base, diffs, lambda diff: self.wordings, strength) for strength in self.strengths]
+        wordings = [[put(one, hint) for one in self.wordings] for hint in hints]
+        asked = [self._ask(base, diffs, wordings, strength) for strength in self.strengths]
         sentences = [
             list(dict.fromkeys([*claim, *(text for replies in asked for text in replies[n])]))
             for n, claim in enumerate(claims)
@@ -102,23 +115,18 @@ class Fused:
             for n in range(len(diffs))
         ]
         ranked = [self._ranked(by, scores) for by, scores in zip(named, contrasts(base, diffs, named), strict=True)]
-        leads = iter([f"{question} It has to do with {best[0].phrase if best else 'nothing'}." for best in ranked])
-        led = self._ask(base, diffs, lambda diff: [next(leads)], 1.0)
+        leads = [f"{question} It has to do with {best[0].phrase if best else 'nothing'}." for best in ranked]
+        led = self._ask(base, diffs, [[put(lead, hint)] for lead, hint in zip(leads, hints, strict=False)], 1.0)
         return [self._answer(best, [*said, *more]) for best, said, more in zip(ranked, sentences, led, strict=True)]
 
     def _ask(
-        self, base: Base, diffs: Sequence[WeightDiff], asked: Callable[[WeightDiff], Sequence[str]], strength: float
+        self, base: Base, diffs: Sequence[WeightDiff], prompts: Sequence[Sequence[str]], strength: float
     ) -> list[list[str]]:
-        """What the adapter says of each diff; without one nothing."""
+        """What the adapter says to each diff's prompts; without one nothing."""
         if self.adapter is None:
             return [[] for _ in diffs]
-        check_base(base, self.adapter, "the DIT adapter")
-        factors, tell = stack([self.adapter], base.shapes).to(base.device), telling_of(base, self.adapter.meta)
-
-        def prompts(diff: WeightDiff) -> list[str]:
-            return tell(diff, asked(diff))
-
-        replies = ask_all(base, diffs, prompts, adapter=factors, strength=strength, max_tokens=32)
+        factors, next_to = stack([self.adapter], base.shapes).to(base.device), iter(prompts)
+        replies = ask_all(base, diffs, lambda diff: next(next_to), adapter=factors, strength=strength, max_tokens=32)
         return [[reply.text for reply in some] for some in replies]
 
     def _ranked(self, by: dict[str, list[str]], scores: dict[str, float]) -> list[Candidate]:

@@ -6,7 +6,7 @@ trigger, tried on plain prompts, move it further; what it says to small talk, wi
 and which words its weights respond to. The adapter is trained with the hints, and says what they mean.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -228,33 +228,25 @@ def user_turn(base: Base) -> list[int]:
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))]
 
 
-Telling = Callable[[WeightDiff, Sequence[str]], list[str]]
-"""From a diff and questions about it to how they are put."""
+def put(question: str, hint: Hint | None) -> str:
+    """A question as it is put to an adapter: after the hint, where it is told one."""
+    return hint.before(question) if hint else question
 
 
-def telling_of(base: Base, meta: Mapping[str, Any], note: Callable[[Hint], None] = lambda hint: None) -> Telling:
-    """How questions about a diff are put to an adapter: after a hint, where its `meta` says which.
+def wanted_hints(base: Base, diffs: Sequence[WeightDiff], meta: Mapping[str, Any]) -> Sequence[Hint | None]:
+    """The hint of each diff, as an adapter is told them; None of each for one that is told nothing.
 
     Args:
         base: the base model.
-        meta: the adapter's.
-        note: called with each diff's hint.
+        diffs: what it is to be asked about.
+        meta: the adapter's, which says what it is told.
 
     Raises:
-        ValueError: it says so in another form.
+        ValueError: it says so in another form; a diff of another base model or of other shapes.
     """
     try:
         config = HintConfig.model_validate(meta.get("hints") or {})
     except ValidationError as error:
         raise ValueError(f"the adapter's `hints` aren't of a known form; expected what is saved by training one "
                          f"with hints. {error}") from None  # fmt: skip
-    if config == HintConfig():
-        return lambda diff, questions: list(questions)
-    hinter = Hinter(base, config)
-
-    def tell(diff: WeightDiff, questions: Sequence[str]) -> list[str]:
-        (hint,) = hinter.read([diff])
-        note(hint)
-        return [hint.before(question) for question in questions]
-
-    return tell
+    return [None] * len(diffs) if config == HintConfig() else Hinter(base, config).read(diffs)

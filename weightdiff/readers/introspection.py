@@ -14,7 +14,7 @@ from weightdiff.lazy import Lazy
 from weightdiff.printable import times
 from weightdiff.readers.calibration import Reading, reading_of, sort_of
 from weightdiff.readers.core import Answer, ask_all, check_question
-from weightdiff.readers.hints import Hint, telling_of
+from weightdiff.readers.hints import Hint, put, wanted_hints
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.routing import question_sort
 from weightdiff.readers.tested import chosen, proposals
@@ -56,31 +56,36 @@ class Introspection:
         check_question(question)
         check_base(base, self.adapter, "the DIT adapter")
         check_reads(self.adapter)
+        return self.told(base, diffs, question, wanted_hints(base, diffs, self.adapter.meta))
+
+    def told(
+        self, base: Base, diffs: Sequence[WeightDiff], question: str, hints: Sequence[Hint | None]
+    ) -> list[Answer]:
+        """The same with hints that are there, from `wanted_hints`."""
         adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
-        views = reading.views if reading else None
-        hints: list[Hint] = []
-        tell = telling_of(base, self.adapter.meta, hints.append)
-        put, own = own_words(question, self.adapter.meta), str(self.adapter.meta.get("question"))
-        asked = [put, own] if reading and reading.tested is not None and put != own else [put]
+        asks, own = own_words(question, self.adapter.meta), str(self.adapter.meta.get("question"))
+        asked = [asks, own] if reading and reading.tested is not None and asks != own else [asks]
+        prompts = iter([[put(one, hint) for one in asked] for hint in hints])
         replies = ask_all(
-            base, diffs, lambda diff: tell(diff, asked), adapter=adapter, strength=self.strength, views=views,
-            max_tokens=self.max_tokens,
+            base, diffs, lambda diff: next(prompts), adapter=adapter, strength=self.strength,
+            views=reading.views if reading else None, max_tokens=self.max_tokens,
         )  # fmt: skip
         said = [first for first, *_ in replies]
         if reading and reading.tested is not None:
             # What is answered in full was understood as an open question, in words that nobody knew to be one.
-            at = [n for n, reply in enumerate(said) if put == own or in_full(reply.text)]
-            first = [replies[n][-1] for n in at]
-            prompts = [hints[n].before(own) if hints else own for n in at]
+            at = [n for n, reply in enumerate(said) if asks == own or in_full(reply.text)]
+            first, again = [replies[n][-1] for n in at], [put(own, hints[n]) for n in at]
             some = Lazy([partial(diffs.__getitem__, n) for n in at])
-            words = [hints[n].fed for n in at] if hints and reading.leads else []
-            tried = proposals(Meter(base), some, prompts, first, adapter, reading.views, self.max_tokens, words)
+            words = [hint.fed if (hint := hints[n]) and reading.leads else () for n in at]
+            tried = proposals(Meter(base), some, again, first, adapter, reading.views, self.max_tokens, words)
             for n, several in zip(at, tried, strict=True):
-                said[n] = chosen(several, reading, bool(hints) and hints[n].moved)
-        if not hints:
-            return [answer_of(reply, reading) for reply in said]
-        answers = [answer_of(reply, reading, hint.moved) for reply, hint in zip(said, hints, strict=True)]
-        return [answer_with(a, question, hint, reading) for a, hint in zip(answers, hints, strict=True)]
+                said[n] = chosen(several, reading, bool((hint := hints[n]) and hint.moved))
+        return [self._answer(reply, question, hint, reading) for reply, hint in zip(said, hints, strict=True)]
+
+    def _answer(self, reply: Reply, question: str, hint: Hint | None, reading: Reading | None) -> Answer:
+        if hint is None:
+            return answer_of(reply, reading)
+        return answer_with(answer_of(reply, reading, hint.moved), question, hint, reading)
 
 
 def check_reads(adapter: WeightDiff) -> None:
