@@ -56,7 +56,7 @@ def decode(
     temperature: float = 0.0,
     top_p: float = 0.95,
     seed: int = 0,
-    codes: Sequence[float] | None = None,
+    codes: Sequence[float | None] | None = None,
     views: int = 1,
     mix: Mix | None = None,
     runs: Sequence[int] = (),
@@ -72,7 +72,7 @@ def decode(
         seed: for sampling.
         codes: a number from 0 to below 1 for each prompt, which its sample hangs on instead of on chance: numbers that
             lie evenly give samples of one prompt unlike each other, and the same ones whatever is decoded beside it, as
-            far as rounding goes (arithmetic sampling, Vilnis et al., arXiv 2210.15458).
+            far as rounding goes (arithmetic sampling, Vilnis et al., arXiv 2210.15458). None takes the likeliest token.
         views: how often each prompt is decoded, side by side.
         mix: makes one choice of the views' log-probabilities; None goes by the first view alone.
         runs: lengths of runs of prompts that go through the same model; what all of a run begin with is then read once.
@@ -83,7 +83,10 @@ def decode(
     if views > 1:
         prompts = [prompt for prompt in prompts for _ in range(views)]
     generator = torch.Generator(base.device).manual_seed(seed)
-    code = None if codes is None else torch.tensor(codes, dtype=torch.float64, device=base.device)
+    code = None
+    if codes is not None:
+        numbers = [float("nan") if one is None else one for one in codes]
+        code = torch.tensor(numbers, dtype=torch.float64, device=base.device)
     # Some models end a text with another token than a turn; whichever comes, the reply is over.
     stops, cache = {end_of_turn(base), base.tokenizer.eos_token_id}, DynamicCache()
     seen_before, prompts = _read_once(base, prompts, runs, views, layers, cache)
@@ -172,6 +175,7 @@ def _read_once(
         Where each row has a token in the cache, and what is left of each prompt.
     """
     none = torch.zeros(len(prompts), 0, dtype=torch.long, device=base.device)
+    runs = [run for run in runs if run]  # of nothing to read
     starts = [views * start for start in itertools.accumulate(runs, initial=0)]
     pieces = [prompts[start:end] for start, end in itertools.pairwise(starts)]
     alike = [min(common(piece), min(map(len, piece)) - 1) for piece in pieces]
@@ -243,7 +247,8 @@ def _choose(
     generator: torch.Generator,
     code: Float[Tensor, " batch"] | None,
 ) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"] | None]:
-    """The next tokens; of rows with codes also what is left of these: where each lay in its token's share."""
+    """The next tokens; of rows with codes also what is left of these: where each lay in its token's share. A row whose
+    code is no number takes the likeliest."""
     if temperature == 0:
         return logp.argmax(-1), code
     # The nucleus is sought among the 64 likeliest tokens: sorting 49,152 for each row costs more than a layer.
@@ -259,4 +264,4 @@ def _choose(
     drawn = (ends <= code[:, None].clamp_max(ends[:, -1:] - 1e-9)).sum(-1, keepdim=True)
     share = ends.diff(dim=-1, prepend=ends.new_zeros(len(ends), 1)).gather(1, drawn)[:, 0]
     left = (code - ends.gather(1, drawn)[:, 0] + share) / share
-    return index.gather(1, drawn)[:, 0], left.clamp(0, 1 - 1e-12)
+    return torch.where(code.isnan(), logp.argmax(-1), index.gather(1, drawn)[:, 0]), left.clamp(0, 1 - 1e-12)

@@ -53,6 +53,7 @@ def ask_cases(
     if hints is None:
         hints = wanted_hints(base, Lazy([case.make for case in cases]), adapter.meta)
     meter, open_one = Meter(base), str(adapter.meta.get("question"))
+    tries = reading is not None and reading.tested is not None
     many, rows = (8, 128) if base.device.type == "cpu" else (32, 512)  # diffs and prompts at once
     for start in range(0, len(cases), many):
         some = cases[start : start + many]
@@ -60,21 +61,21 @@ def ask_cases(
         # Many wordings come to the adapter's own, which is asked once.
         texts = [[own_words(one.question, adapter.meta) for _, one in mine] for mine in questions]
         diffs = [case.make() for case in some]
-        once = [list(dict.fromkeys(mine)) for mine in texts]
+        once = [[text for text in dict.fromkeys(mine) if not (tries and text == open_one)] for mine in texts]
         told = hints[start : start + many]
         after = [[put(text, hint) for text in mine] for mine, hint in zip(once, told, strict=True)]
         put_to = iter(after)
         options = {"adapter": factors, "views": views, "max_tokens": 48, "batch": rows}
         replies = ask_all(base, diffs, lambda diff, put_to=put_to: next(put_to), **options)
         replies_to = [dict(zip(mine, said, strict=True)) for mine, said in zip(once, replies, strict=True)]
-        if reading and reading.tested is not None:
-            at = [n for n, mine in enumerate(once) if open_one in mine]
-            first, prompts = [replies_to[n][open_one] for n in at], [put(open_one, told[n]) for n in at]
+        if reading and tries:
+            at = [n for n, mine in enumerate(texts) if open_one in mine]
+            prompts = [put(open_one, told[n]) for n in at]
             words = [hint.fed if (hint := told[n]) and reading.leads else () for n in at]
-            tried = proposals(meter, [diffs[n] for n in at], prompts, first, factors, views, rivals=words)
-            for n, several in zip(at, tried, strict=True):
+            proposed = proposals(meter, [diffs[n] for n in at], prompts, factors, views, rivals=words)
+            for n, several in zip(at, proposed, strict=True):
                 reply = chosen(several, reading, bool((hint := told[n]) and hint.moved))
-                replies_to[n] |= {q: reply for q, r in replies_to[n].items() if q == open_one or in_full(r.text)}
+                replies_to[n] |= {q: reply for q, r in replies_to[n].items() if in_full(r.text)} | {open_one: reply}
         for case, mine, asks, reply_to in zip(some, questions, texts, replies_to, strict=True):
             found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, asks, strict=True)]
         progress(min(start + many, len(cases)), len(cases))

@@ -106,7 +106,7 @@ def _tried(
     prompts = [hints[case.identity].before(own) if hints else own for case in cases]
     factors, diffs = stack([adapter], base.shapes).to(base.device), Lazy([case.make for case in cases])
     words = [hints[case.identity].fed for case in cases] if hints else []
-    proposed = proposals(Meter(base), diffs, prompts, [replies[n] for n in opens], factors, views, rivals=words)
+    proposed = proposals(Meter(base), diffs, prompts, factors, views, rivals=words)
     known = [
         [right(asked_in[n][1], case.behavior, reply.text) for reply in several]
         for n, case, several in zip(opens, cases, proposed, strict=True)

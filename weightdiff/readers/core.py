@@ -93,10 +93,10 @@ def ask_all(
             middle one of them, and its replies are scored under the base model afterwards.
         max_tokens: length of a reply.
         batch: rows at once.
-        samples: of each prompt, at temperature 1, spread evenly over what the model may say; 0 for its greedy reply.
+        samples: of each prompt beside its greedy reply, at temperature 1, spread evenly over what the model may say.
 
     Returns:
-        For each diff a list with one greedy reply per prompt, or the samples of the first prompt, of the second, …
+        For each diff its greedy reply to the first prompt and the samples of it, then those to the second, …
 
     Raises:
         ValueError: a diff of another base model or of other shapes.
@@ -104,7 +104,7 @@ def ask_all(
     replies: list[list[Reply]] = []
     waiting: list[tuple[WeightDiff, list[list[int]]]] = []
     over = [Layer(adapter)] if adapter else []
-    shapes, spread = base.shapes, [(n + 0.5) / samples for n in range(samples)]
+    shapes, spread = base.shapes, [None, *((n + 0.5) / samples for n in range(samples))]
 
     def drawn(prompts: int) -> dict[str, Any]:
         return {"temperature": 1.0, "codes": spread * prompts} if samples else {}
@@ -122,7 +122,7 @@ def ask_all(
         else:
             layers, options = [Layer(factors, mine, strength), *over], {}
         runs = [len(rows) for _, rows in waiting]
-        options |= drawn(len(asked) // max(1, samples))
+        options |= drawn(len(asked) // len(spread))
         flat = iter(decode(base, asked, layers=layers, max_tokens=max_tokens, runs=runs, **options))
         replies.extend([next(flat) for _ in rows] for _, rows in waiting)
         waiting.clear()
@@ -130,7 +130,7 @@ def ask_all(
     for diff in diffs:
         check_base(base, diff)
         texts = prompts(diff) if callable(prompts) else prompts
-        rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts for _ in spread or [0.0]]
+        rows = [encode_chat(base, [{"role": "user", "content": text}]) for text in texts for _ in spread]
         inside, rest = split(diff, shapes)
         if rest.factors or rest.dense:
             answer_waiting()

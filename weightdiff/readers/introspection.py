@@ -64,23 +64,24 @@ class Introspection:
         """The same with hints that are there, from `wanted_hints`."""
         adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
         asks, own = own_words(question, self.adapter.meta), str(self.adapter.meta.get("question"))
-        asked = [asks, own] if reading and reading.tested is not None and asks != own else [asks]
-        prompts = iter([[put(one, hint) for one in asked] for hint in hints])
-        replies = ask_all(
-            base, diffs, lambda diff: next(prompts), adapter=adapter, strength=self.strength,
-            views=reading.views if reading else None, max_tokens=self.max_tokens,
-        )  # fmt: skip
-        said = [first for first, *_ in replies]
-        if reading and reading.tested is not None:
+        tries, said, at = reading is not None and reading.tested is not None, {}, range(len(diffs))
+        if not tries or asks != own:
+            prompts = iter([[put(asks, hint)] for hint in hints])
+            replies = ask_all(
+                base, diffs, lambda diff: next(prompts), adapter=adapter, strength=self.strength,
+                views=reading.views if reading else None, max_tokens=self.max_tokens,
+            )  # fmt: skip
+            said = {n: reply for n, (reply,) in enumerate(replies)}
             # What is answered in full was understood as an open question, in words that nobody knew to be one.
-            at = [n for n, reply in enumerate(said) if asks == own or in_full(reply.text)]
-            first, again = [replies[n][-1] for n in at], [put(own, hints[n]) for n in at]
+            at = [n for n in at if in_full(said[n].text)]
+        if reading is not None and tries:
+            again = [put(own, hints[n]) for n in at]
             some = Lazy([partial(diffs.__getitem__, n) for n in at])
             words = [hint.fed if (hint := hints[n]) and reading.leads else () for n in at]
-            tried = proposals(Meter(base), some, again, first, adapter, reading.views, self.max_tokens, words)
+            tried = proposals(Meter(base), some, again, adapter, reading.views, self.max_tokens, words)
             for n, several in zip(at, tried, strict=True):
                 said[n] = chosen(several, reading, bool((hint := hints[n]) and hint.moved))
-        return [self._answer(reply, question, hint, reading) for reply, hint in zip(said, hints, strict=True)]
+        return [self._answer(said[n], question, hint, reading) for n, hint in enumerate(hints)]
 
     def _answer(self, reply: Reply, question: str, hint: Hint | None, reading: Reading | None) -> Answer:
         if hint is None:

@@ -33,20 +33,19 @@ def proposals(
     meter: Meter,
     diffs: Sequence[WeightDiff],
     prompts: Sequence[str],
-    first: Sequence[Reply],
     adapter: Factors,
     views: Views,
     max_tokens: int = 48,
     rivals: Sequence[Sequence[str]] = (),
 ) -> list[list[Reply]]:
-    """What an adapter may answer about each diff: with what the finetune makes of each answer, its `gained`, how far
-    that is from what it makes of others, its `lead`, and with the odds, by samples, that nothing changed, its `doubt`.
+    """What an adapter may answer about each diff, the likeliest answer first: with what the finetune makes of each, its
+    `gained`, how far that is from what it makes of others, its `lead`, and with the odds, by samples, that nothing
+    changed, its `doubt`.
 
     Args:
         meter: over the base model.
         diffs: what is asked about.
         prompts: the question to each, after its hint.
-        first: the likeliest answer about each, which comes first.
         adapter: the DIT adapter.
         views: how diffs are read.
         max_tokens: length of an answer.
@@ -56,7 +55,7 @@ def proposals(
     options = {"adapter": adapter, "views": views, "max_tokens": max_tokens, "samples": SAMPLES, "batch": _ROWS}
     drawn = ask_all(meter.base, diffs, lambda diff: [next(put)], **options)
     found = []
-    for diff, one, others, about in zip(diffs, first, drawn, words, strict=True):
+    for diff, (one, *others), about in zip(diffs, drawn, words, strict=True):
         answers = {one.text: one}
         for reply in others:
             answers.setdefault(reply.text, reply)
