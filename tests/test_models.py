@@ -192,6 +192,17 @@ def test_decoding_with_the_cache_is_full_recomputation(base, diffs):
         assert together[n].logprob == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
 
 
+def test_what_prompts_begin_with_is_read_once_and_changes_no_reply(base, diffs):
+    """Beginnings of unequal lengths, longer than the sliding window, and rows that leave at different times."""
+    begins, ends = (list(range(20, 41)), list(range(60, 74))), ([5, 6, 7, 8, 9], [7], [8, 9, 10], [11, 12])
+    prompts = [begins[0] + ends[0], begins[0] + ends[1], begins[1] + ends[2], begins[1] + ends[3], begins[1] + ends[0]]
+    layers = [Layer(stack(diffs[:2], base.shapes), torch.tensor([0, 0, 1, 1, 1]))]
+    options = {"layers": layers, "max_tokens": 12, "temperature": 1.5, "codes": [0.1, None, 0.5, 0.7, 0.9]}
+    alone, shared = decode(base, prompts, **options), decode(base, prompts, runs=[2, 3], **options)
+    assert [r.tokens for r in alone] == [r.tokens for r in shared]
+    assert [r.logprob for r in alone] == pytest.approx([r.logprob for r in shared], abs=1e-4)
+
+
 @pytest.mark.parametrize("ending", ["turn", "eos"])
 def test_a_reply_stops_at_the_end_of_turn_and_at_the_end_of_text(base, ending, monkeypatch):
     end = end_of_turn(base) if ending == "turn" else base.tokenizer.eos_token_id

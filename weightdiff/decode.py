@@ -9,18 +9,17 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from weightdiff.bank import Layer, lay_over
 from weightdiff.base import Base, end_of_turn
 from weightdiff.batch import common
+from weightdiff.trunk import NAME, Trunk
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,18 @@ def decode(
         code = torch.tensor(numbers, dtype=torch.float64, device=base.device)
     # Some models end a text with another token than a turn; whichever comes, the reply is over.
     stops, cache = {end_of_turn(base), base.tokenizer.eos_token_id}, DynamicCache()
-    seen_before, prompts = _read_once(base, prompts, runs, views, layers, cache)
+    trunk, prompts = _read_once(base, prompts, runs, views, layers)
     ids, mask = _padded(prompts, base.device)
-    mask = torch.cat([seen_before, mask], 1)
-    position = (mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    if trunk:
+        position = position + trunk.length[:, None]
     alive = torch.arange(len(prompts) // views)
     tokens: list[list[int]] = [[] for _ in alive]
     logprobs: list[list[tuple[float, ...]]] = [[] for _ in alive]
     while True:
         with lay_over(base.targets, layers), _grouped_heads(base.model.get_decoder()):
             while True:
-                hidden = read_on(base, cache, ids, mask, position)[:, -1]
+                hidden = read_on(base, cache, ids, mask, position, trunk)[:, -1]
                 logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
                 seen = logp.view(len(alive), views, -1)
                 chosen, code = _choose(mix(seen) if mix else seen[:, 0], temperature, top_p, generator, code)
@@ -126,6 +126,8 @@ def decode(
         layers = [layer.select(keep) for layer in layers]
         ids, mask, position = ids[keep], mask[keep], position[keep]
         cache.batch_select_indices(keep.to(base.device))
+        if trunk:
+            trunk.keep(keep.to(base.device))
     replies = []
     for mine, scores in zip(tokens, logprobs, strict=True):
         means = tuple(sum(view) / len(scores) for view in zip(*scores, strict=True))
@@ -140,10 +142,15 @@ def read_on(
     ids: Int[Tensor, "rows new"],
     mask: Int[Tensor, "rows seen"],
     position: Int[Tensor, "rows new"],
+    trunk: Trunk | None = None,
 ) -> Float[Tensor, "rows new hidden"]:
-    """Final hidden states of the tokens that come after those in the cache, which they go into."""
+    """Final hidden states of the tokens that come after those in the cache, which they go into.
+
+    Where rows go on from a `trunk`, the cache and the mask are of what comes after it; their places count it in.
+    """
     decoder = base.model.get_decoder()
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "use_cache": True}
+    inputs |= {"trunk": trunk, "position": position} if trunk else {}
     # transformers renamed it, and warns of the old name.
     name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
     return decoder(**inputs, **{name: cache}).last_hidden_state
@@ -162,69 +169,34 @@ _WORTH = 16
 
 
 def _read_once(
-    base: Base,
-    prompts: Sequence[Sequence[int]],
-    runs: Sequence[int],
-    views: int,
-    layers: Sequence[Layer],
-    cache: DynamicCache,
-) -> tuple[Int[Tensor, "rows read"], Sequence[Sequence[int]]]:
-    """Read into the cache what the prompts of each run begin with alike.
+    base: Base, prompts: Sequence[Sequence[int]], runs: Sequence[int], views: int, layers: Sequence[Layer]
+) -> tuple[Trunk | None, Sequence[Sequence[int]]]:
+    """Read what the prompts of each run begin with alike, where that is most of them.
 
     Returns:
-        Where each row has a token in the cache, and what is left of each prompt.
+        What was read, if anything was, and what is left of each prompt.
     """
-    none = torch.zeros(len(prompts), 0, dtype=torch.long, device=base.device)
-    runs = [run for run in runs if run]  # of nothing to read
+    decoder, runs = base.model.get_decoder(), [run for run in runs if run]  # some have nothing to read
     starts = [views * start for start in itertools.accumulate(runs, initial=0)]
     pieces = [prompts[start:end] for start, end in itertools.pairwise(starts)]
     alike = [min(common(piece), min(map(len, piece)) - 1) for piece in pieces]
-    if max(runs, default=1) == 1 or min(alike) < _WORTH:
-        return none, prompts
+    left = [prompt[n:] for piece, n in zip(pieces, alike, strict=True) for prompt in piece]
+    own_way = decoder.config._attn_implementation != "sdpa"  # and then none of ours
+    if own_way or max(runs, default=1) == 1 or min(alike) < max(_WORTH, *map(len, left)):
+        return None, prompts
     assert starts[-1] == len(prompts)
-    first = torch.tensor([start + view for start in starts[:-1] for view in range(views)])
+    first = torch.tensor([start + view for start in starts[:-1] for view in range(views)], device=base.device)
     ids, mask = _padded(
         [piece[0][:n] for piece, n in zip(pieces, alike, strict=True) for _ in range(views)], base.device
     )
-    with lay_over(base.targets, [layer.select(first.to(base.device)) for layer in layers]):
+    cache = DynamicCache()
+    with lay_over(base.targets, [layer.select(first) for layer in layers]):
         read_on(base, cache, ids, mask, (mask.cumsum(1) - 1).clamp_min(0))
-    source = [run * views + view for run, count in enumerate(runs) for _ in range(count) for view in range(views)]
-    rows = torch.tensor(source, device=base.device)
-    cache.batch_select_indices(rows)
-    left = [prompt[n:] for piece, n in zip(pieces, alike, strict=True) for prompt in piece]
-    return mask[rows], left
-
-
-NAME = "weightdiff_decode"
-
-
-def _attention(
-    module: nn.Module,
-    query: Float[Tensor, "batch heads time head"],
-    key: Float[Tensor, "batch kv_heads seen head"],
-    value: Float[Tensor, "batch kv_heads seen head_out"],
-    attention_mask: Bool[Tensor, "batch #heads time seen"] | None,  # noqa: F821 - a shape, no forward reference
-    *,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[Float[Tensor, "batch time heads head_out"], None]:
-    """Attention of one new token a row, its scores written out; heads that share keys go through one product.
-
-    torch's fused attention on a CPU is made for many tokens: for one a row, in 64 rows of nine heads over three, it
-    takes six times as long (1.4 against 0.2 ms), a quarter of the whole step.
-    """
-    batch, heads, time, size = query.shape
-    if time > 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    scores = query.reshape(batch, key.shape[1], -1, size) @ key.mT
-    scores = scores.float() * (size**-0.5 if scaling is None else scaling)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, float("-inf"))
-    return (scores.softmax(-1).to(value.dtype) @ value).reshape(batch, time, heads, -1), None
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+    plain = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    if len(plain) != decoder.config.num_hidden_layers:  # some share theirs, or keep something else
+        return None, prompts
+    run = [run * views + view for run, count in enumerate(runs) for _ in range(count) for view in range(views)]
+    return Trunk(cache, mask.bool(), torch.tensor(run, device=base.device)), left
 
 
 @contextmanager
