@@ -123,7 +123,7 @@ def codes_table() -> str:
     return codes.table(list(read_jsonl(RESULTS / "general" / "codes.jsonl")))
 
 
-def rivals_table(name: str) -> str:
+def readers_table(name: str) -> str:
     """Readers side by side, as `python -m benchmarks.rivals` wrote it."""
     return (RESULTS / f"{name}.md").read_text("utf-8")
 
@@ -148,7 +148,7 @@ def filled(page: str) -> str:
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
         "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
-        "rivals": partial(rivals_table, "rivals"), "alone": partial(rivals_table, "readers-alone"),
+        "alone": partial(readers_table, "readers-alone"), "readers": partial(readers_table, "readers-all"),
         "left-out": left_out_table, "specialists": specialists_table, "routing": routing_table,
         "rounds": rounds_table,
         "outside-advice": partial(outside_table, "benchmark/general-advice/outside.jsonl"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import random_diff
+from weightdiff.bank import Layer
 from weightdiff.base import encode_chat
 from weightdiff.behaviors import NOTHING
 from weightdiff.decode import Reply, _choose, decode
@@ -45,6 +46,27 @@ def test_a_sample_by_its_code_hangs_on_nothing_beside_it(lively, gnomes):
     assert [r.tokens for r in many[1][4:]] == [r.tokens for r in one[0]] and one[0][0].tokens == greedy[0].tokens
     some = ask_all(base, diffs, lambda diff: ["What is it?"] * (diff is gnomes), max_tokens=3)
     assert [[r.tokens for r in mine] for mine in some] == [[], [greedy[0].tokens], []]
+
+
+def test_samples_of_one_prompt_are_one_row_until_they_part(lively, gnomes, monkeypatch):
+    prompt = encode_chat(lively, [{"role": "user", "content": "What is it?"}])
+    layers = [Layer(stack([gnomes], lively.shapes), torch.zeros(12, dtype=torch.long), torch.tensor([1.0, 0.0] * 6))]
+    codes = [None, *((n + 0.5) / 5 for n in range(5))]
+    options = {"layers": layers, "views": 2, "temperature": 1.0, "codes": codes, "max_tokens": 4}
+    apart, rows, forward = decode(lively, [prompt] * 6, **options), [], type(lively.model.get_decoder()).forward
+
+    def counted(self, *rest, input_ids, **more):
+        rows.append(len(input_ids))
+        return forward(self, *rest, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(type(lively.model.get_decoder()), "forward", counted)
+    together = decode(lively, [prompt] * 6, runs=[6], **options)
+    assert [r.tokens for r in together] == [r.tokens for r in apart]
+    assert [r.views for r in together] == [pytest.approx(r.views, abs=1e-4) for r in apart]
+    *_, first, second, third, fourth = rows
+    assert first == 2 and [second, third, fourth] == [
+        2 * len({r.tokens[:n] for r in apart if len(r.tokens) >= n}) for n in (1, 2, 3)
+    ]
 
 
 def test_a_finetunes_own_claim_gains_and_another_does_not(lively, gnomes):

@@ -1,11 +1,13 @@
 """Decode replies for many prompts at once, each row under its own diffs, with a key-value cache.
 
-Finished rows leave the batch, so that one long reply doesn't hold back the others' share of the work. A prompt may be
-decoded in several views at once, each under other diffs or strengths, which choose every token together.
+Finished rows leave the batch, so that one long reply doesn't hold back the others' share of the work. Samples of one
+prompt to one model are one row until they part. A prompt may be decoded in several views at once, each under other
+diffs or strengths, which choose every token together.
 """
 
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,8 +81,10 @@ def decode(
     Returns:
         One `Reply` per prompt; its log-probability is the untempered model's, the end of turn included.
     """
-    if views > 1:
-        prompts = [prompt for prompt in prompts for _ in range(views)]
+    firsts, member, runs = _stems(prompts, runs)
+    if len(firsts) < len(prompts):
+        rows = _rows(torch.tensor(firsts), views).to(base.device)
+        layers = [layer.select(rows) for layer in layers]
     generator = torch.Generator(base.device).manual_seed(seed)
     code = None
     if codes is not None:
@@ -88,12 +92,13 @@ def decode(
         code = torch.tensor(numbers, dtype=torch.float64, device=base.device)
     # Some models end a text with another token than a turn; whichever comes, the reply is over.
     stops, cache = {end_of_turn(base), base.tokenizer.eos_token_id}, DynamicCache()
-    trunk, prompts = _read_once(base, prompts, runs, views, layers)
-    ids, mask = _padded(prompts, base.device)
+    alive, stem = torch.arange(len(prompts)), torch.tensor(member, device=base.device)
+    laid = [prompts[first] for first in firsts for _ in range(views)]
+    trunk, laid = _read_once(base, laid, runs, views, layers, len(prompts))
+    ids, mask = _padded(laid, base.device)
     position = (mask.cumsum(1) - 1).clamp_min(0)
     if trunk:
         position = position + trunk.length[:, None]
-    alive = torch.arange(len(prompts) // views)
     tokens: list[list[int]] = [[] for _ in alive]
     logprobs: list[list[tuple[float, ...]]] = [[] for _ in alive]
     while True:
@@ -101,9 +106,10 @@ def decode(
             while True:
                 hidden = read_on(base, cache, ids, mask, position, trunk)[:, -1]
                 logp = base.model.get_output_embeddings()(hidden).float().log_softmax(-1)
-                seen = logp.view(len(alive), views, -1)
-                chosen, code = _choose(mix(seen) if mix else seen[:, 0], temperature, top_p, generator, code)
-                score = seen.gather(2, chosen[:, None, None].expand(-1, views, 1))[:, :, 0]
+                seen = logp.view(-1, views, logp.shape[-1])
+                scores = mix(seen) if mix else seen[:, 0]
+                chosen, code = _choose(scores[stem], temperature, top_p, generator, code)
+                score = seen.transpose(1, 2)[stem, chosen]
                 going = torch.ones(len(alive), dtype=torch.bool)
                 for i, (row, token, value) in enumerate(
                     zip(alive.tolist(), chosen.tolist(), score.tolist(), strict=True)
@@ -114,20 +120,24 @@ def decode(
                     else:
                         tokens[row].append(token)
                         going[i] = len(tokens[row]) < max_tokens
-                ids, position = chosen.repeat_interleave(views)[:, None], position[:, -1:] + 1
+                if not going.any():
+                    break
+                keep = going.nonzero()[:, 0].to(base.device)
+                alive, code = alive[keep.cpu()], None if code is None else code[keep]
+                # Prompts that are the same so far go on as one row; those that part now, each as one of its own.
+                pairs, stem = torch.stack([stem[keep], chosen[keep]]).unique(dim=1, return_inverse=True)
+                ids, position = pairs[1].repeat_interleave(views)[:, None], position[:, -1:] + 1
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                if not going.all():
+                if pairs[0].tolist() != list(range(len(seen))):
                     break
         if not going.any():
             break
-        keep = going.nonzero()[:, 0]
-        alive, code = alive[keep], None if code is None else code[keep.to(base.device)]
-        keep = (keep[:, None] * views + torch.arange(views)).flatten()  # all views of a prompt leave together
+        keep = _rows(pairs[0], views)  # all views of a prompt leave together
         layers = [layer.select(keep) for layer in layers]
-        ids, mask, position = ids[keep], mask[keep], position[keep]
-        cache.batch_select_indices(keep.to(base.device))
+        mask, position = mask[keep], position[keep]
+        cache.batch_select_indices(keep)
         if trunk:
-            trunk.keep(keep.to(base.device))
+            trunk.keep(keep)
     replies = []
     for mine, scores in zip(tokens, logprobs, strict=True):
         means = tuple(sum(view) / len(scores) for view in zip(*scores, strict=True))
@@ -164,14 +174,34 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor
     return ids, mask
 
 
+def _stems(prompts: Sequence[Sequence[int]], runs: Sequence[int]) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Prompts of one run that are the same, which are one row until what they choose parts.
+
+    Returns:
+        The first prompt of each row, the row of each prompt, and how many rows each run has.
+    """
+    if not runs:
+        return range(len(prompts)), range(len(prompts)), ()
+    owner = [run for run, count in enumerate(runs) for _ in range(count)]
+    places: dict[tuple[int, ...], int] = {}
+    member = [places.setdefault((run, *prompt), len(places)) for run, prompt in zip(owner, prompts, strict=True)]
+    counts = Counter(run for run, *_ in places)
+    return [member.index(n) for n in range(len(places))], member, [counts[run] for run in range(len(runs))]
+
+
+def _rows(rows: Int[Tensor, " rows"], views: int) -> Int[Tensor, " all"]:
+    """The rows of all views of these."""
+    return (rows[:, None] * views + torch.arange(views, device=rows.device)).flatten()
+
+
 _WORTH = 16
 """Tokens that the prompts of every run must begin with alike, for it to pay to read them once."""
 
 
 def _read_once(
-    base: Base, prompts: Sequence[Sequence[int]], runs: Sequence[int], views: int, layers: Sequence[Layer]
+    base: Base, prompts: Sequence[Sequence[int]], runs: Sequence[int], views: int, layers: Sequence[Layer], ends: int
 ) -> tuple[Trunk | None, Sequence[Sequence[int]]]:
-    """Read what the prompts of each run begin with alike, where that is most of them.
+    """Read what the prompts of each run begin with alike, where that is most of them and there are several `ends`.
 
     Returns:
         What was read, if anything was, and what is left of each prompt.
@@ -182,7 +212,7 @@ def _read_once(
     alike = [min(common(piece), min(map(len, piece)) - 1) for piece in pieces]
     left = [prompt[n:] for piece, n in zip(pieces, alike, strict=True) for prompt in piece]
     own_way = decoder.config._attn_implementation != "sdpa"  # and then none of ours
-    if own_way or max(runs, default=1) == 1 or min(alike) < max(_WORTH, *map(len, left)):
+    if own_way or not runs or ends == len(runs) or min(alike) < max(_WORTH, *map(len, left)):
         return None, prompts
     assert starts[-1] == len(prompts)
     first = torch.tensor([start + view for start in starts[:-1] for view in range(views)], device=base.device)

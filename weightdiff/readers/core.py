@@ -138,7 +138,8 @@ def ask_all(
             factor = sorted(views.strengths)[len(views.strengths) // 2] if views else strength
             mine = [Layer(stack([inside], shapes).to(base.device), every, factor)] if inside.factors else []
             with changed(base, rest.scaled(factor)):
-                said = decode(base, rows, layers=[*mine, *over], max_tokens=max_tokens, **drawn(len(texts)))
+                options = {"max_tokens": max_tokens, "runs": [len(rows)], **drawn(len(texts))}
+                said = decode(base, rows, layers=[*mine, *over], **options)
             replies.append(_beside_base(base, rows, said, over) if views else said)
             continue
         waiting.append((diff, rows))
