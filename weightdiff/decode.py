@@ -211,7 +211,7 @@ def _read_once(
     pieces = [prompts[start:end] for start, end in itertools.pairwise(starts)]
     alike = [min(common(piece), min(map(len, piece)) - 1) for piece in pieces]
     left = [prompt[n:] for piece, n in zip(pieces, alike, strict=True) for prompt in piece]
-    own_way = decoder.config._attn_implementation != "sdpa"  # and then none of ours
+    own_way = decoder.config._attn_implementation != "sdpa" or not decoder._supports_attention_backend
     if own_way or not runs or ends == len(runs) or min(alike) < max(_WORTH, *map(len, left)):
         return None, prompts
     assert starts[-1] == len(prompts)
