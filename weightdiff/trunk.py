@@ -1,7 +1,7 @@
 """What many prompts to one model begin with, read once and kept once: all rows that go on from it attend to it there.
 
-A hint of three hundred tokens stands before dozens of questions and samples. With a copy for each row its keys and
-values would be moved at every token that is written, and that takes longer than all arithmetic.
+A hint of hundreds of tokens stands before dozens of questions and samples. With a copy for each row its keys and values
+would be moved at every token that is written.
 """
 
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class Trunk:
         query: Float[Tensor, "rows kv_heads tokens head"],
         key: Float[Tensor, "rows kv_heads new head"],
         value: Float[Tensor, "rows kv_heads new head"],
-        mask: Bool[Tensor, "rows #kv_heads tokens new"],  # noqa: F821 - a shape, no forward reference
+        mask: Bool[Tensor, "rows 1 tokens new"],
         layer: int,
         scale: float,
         back: Int[Tensor, "rows tokens"],
@@ -81,7 +81,7 @@ class Trunk:
             seen = seen & (back[:, None, :, None] - at[:, None, None] < window)
         far = self._rows(self._runs(query) @ keys.mT, query.shape[2])
         scores = torch.cat([far.float(), (query @ key.mT).float()], -1) * scale
-        visible = torch.cat([seen.expand(-1, -1, query.shape[2], -1), mask.expand(-1, -1, query.shape[2], -1)], -1)
+        visible = torch.cat([seen.expand(-1, -1, query.shape[2], -1), mask], -1)
         share = scores.masked_fill(~visible, float("-inf")).softmax(-1).to(value.dtype)
         near = share[..., kept:] @ value
         return near + self._rows(self._runs(share[..., :kept]) @ values, query.shape[2])
