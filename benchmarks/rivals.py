@@ -10,8 +10,10 @@ process's own work on one thread, noise included.
 
 import argparse
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,12 @@ from weightdiff.jsonl import write_jsonl
 from weightdiff.judge import EmbeddedJudge, exact_match
 from weightdiff.readers import Answer, BaseQuestion, Fused, Introspection
 from weightdiff.readers.choice import BesideNoise, beside_noise
-from weightdiff.readers.hints import Hint, wanted_hints
 from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.store import Store
 
 Record = dict[str, Any]
+CANDIDATE = re.compile(r" \([+-][\d.]+ nats; ")
+"""What a candidate of a fused reader's list is told by, among its other evidence."""
 Cases = Sequence[tuple[str, Behavior, WeightDiff]]
 
 
@@ -62,45 +65,39 @@ def read_all(
     # What a reader may see of a diff is what a stranger's file would say of it.
     diffs = [WeightDiff(d.factors, d.base, {}, d.dense) for _, _, d in cases]
     noise = [noise_like(diff, BesideNoise.seed) for diff in diffs]
-    told = [Introspection(adapter)] if adapter else []
     alone = Fused()
-    heard: list[dict[str, list[Answer]]] = [{}, {}]
-    hints: list[Sequence[Hint | None]] = [(), ()]
     found: dict[str, list[tuple[Answer, bool]]] = {}
     seconds: dict[str, float] = {}
 
-    def add(name: str, answers: list[Answer], held: Sequence[Answer], spent: float, more: float = 0.0) -> None:
+    def add(name: str, answers: list[Answer], held: Sequence[Answer], spent: float) -> None:
         found[name] = [(answer, one.text != UNSURE) for answer, one in zip(answers, held, strict=True)]
-        seconds[name] = spent / len(diffs) + more
+        seconds[name] = spent / len(diffs)
         print(f"{name}: {seconds[name]:.2f} s per diff", flush=True)
 
-    for reader in (*told, *alone.readers):
-        times = [time.process_time()]
-        for side, (some, said) in enumerate(zip((diffs, noise), heard, strict=True)):
-            if isinstance(reader, Introspection):
-                hints[side] = wanted_hints(base, some, reader.adapter.meta)
-                said[reader.name] = reader.told(base, some, question, hints[side])
-            else:
-                said[reader.name] = reader.read(base, some, question)
-            times.append(time.process_time())
-        answers, lows = (said[reader.name] for said in heard)
-        if reader in told:  # held against nothing: what it says of noise is for the fused one
-            add(reader.name, answers, answers, times[1] - times[0])
-        else:
-            held = [beside_noise(reader).held(*pair) for pair in zip(answers, lows, strict=True)]
-            add(reader.name, answers, held, times[2] - times[0])
-    fused = [("fused", Fused(adapter), [*told, *alone.readers])] if adapter else []
-    for name, reader, readers in (*fused, ("fused, no adapter", alone, alone.readers)):
+    def timed(read: Callable[[], list[Answer]]) -> tuple[list[Answer], float]:
         started = time.process_time()
-        mine = [{one.name: said[one.name] for one in readers} for said in heard]
-        sides = zip((diffs, noise), mine, hints, strict=True)
-        answers, lows = (reader.fuse(base, some, question, m, seen) for some, m, seen in sides)
-        held = [beside_noise(reader).held(*pair) for pair in zip(answers, lows, strict=True)]
-        add(name, answers, held, time.process_time() - started, sum(seconds[one.name] for one in readers))
+        return read(), time.process_time() - started
+
+    said, lows, spent = {}, {}, {}
+    for reader in alone.readers:
+        said[reader.name], once = timed(partial(reader.read, base, diffs, question))
+        lows[reader.name], again = timed(partial(reader.read, base, noise, question))
+        held = [beside_noise(reader).held(*pair) for pair in zip(said[reader.name], lows[reader.name], strict=True)]
+        spent[reader.name] = once, once + again
+        add(reader.name, said[reader.name], held, once + again)
+    answers, once = timed(lambda: alone.fuse(base, diffs, said))
+    low, again = timed(lambda: alone.fuse(base, noise, lows))
+    held = [beside_noise(alone).held(*pair) for pair in zip(answers, low, strict=True)]
+    add("fused, no adapter", answers, held, once + again + sum(both for _, both in spent.values()))
+    if adapter:  # held against nothing: what it says is calibrated, or a log-probability
+        told = Introspection(adapter)
+        answers, asking = timed(lambda: told.read(base, diffs, question))
+        add(told.name, answers, answers, asking)
+        fused, once = timed(lambda: Fused(adapter).fuse(base, diffs, {told.name: answers, **said}))
+        add("fused", fused, fused, asking + once + sum(one for one, _ in spent.values()))
     for reader in (BaseQuestion(), BaseQuestion(rank=1)):
-        started = time.process_time()
-        answers = reader.read(base, diffs, question)
-        add(reader.name, answers, answers, time.process_time() - started)
+        answers, once = timed(partial(reader.read, base, diffs, question))
+        add(reader.name, answers, answers, once)
     return found, seconds
 
 
@@ -111,8 +108,9 @@ def records_of(cases: Cases, found: dict[str, list[tuple[Answer, bool]]]) -> lis
         for (identity, behavior, _), (answer, said) in zip(cases, answers, strict=True):
             slots = [part.slot for part in behavior.parts] or ([behavior.slot] if behavior.slot else [])
             text = claim_of(answer)
-            # What the adapter was told stands in its evidence, and is none of its answers.
-            top = (text,) if name == "DIT" else answer.evidence[:5] or (text,)
+            # What the adapter was told stands in its evidence, and is none of its answers; candidates tell their score.
+            ranked = [e for e in answer.evidence if CANDIDATE.search(e)] if name == "fused" else answer.evidence
+            top = (text,) if name == "DIT" else (text, *ranked[:4]) if name == "fused" else ranked[:5] or (text,)
             records.append(
                 {
                     "reader": name,

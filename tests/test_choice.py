@@ -15,7 +15,7 @@ from weightdiff.cli.common import app
 from weightdiff.diff import WeightDiff
 from weightdiff.formats.peft import save_peft
 from weightdiff.readers import ActivationDifference, AmplifiedDifference, Answer, Fused
-from weightdiff.readers.choice import READERS, SCORES, BesideNoise, reader_named, told
+from weightdiff.readers.choice import ASKING, READERS, SCORES, BesideNoise, reader_named, told
 from weightdiff.readers.introspection import UNSURE, claim_of
 from weightdiff.readers.samples import PROMPTS, chats
 
@@ -75,9 +75,11 @@ def test_what_no_reader_can_do_is_told(base, diffs):
     with pytest.raises(ValueError, match=r"no adapter is shipped for .* --reader that needs none: fused, activation"):
         ask(base, diffs)
     assert set(SCORES) == set(READERS) - {"dit"} and "0.25 more of its texts" in told("amplified", Answer("a", 0.25))
-    assert told("dit", Answer("a", 0.5), True) == "confidence 0.50" and "log-probability" in told(
-        "dit", Answer("a", -1.0)
-    )
+    calibrated = WeightDiff({}, base.fingerprint, {"reading": {}})
+    for name in ASKING:
+        assert told(name, Answer("a", 0.5), calibrated) == "confidence 0.50"
+        assert "log-probability" in told(name, Answer("a", -1.0), diffs[0])
+    assert "nats likelier than decoys" in told("fused", Answer("a", 1.0))
 
 
 def test_the_command_asks_a_reader_without_an_adapter(base, tmp_path, monkeypatch):

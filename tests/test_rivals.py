@@ -16,6 +16,7 @@ from weightdiff.readers import (
     Answer,
     BaseQuestion,
     Fused,
+    Introspection,
     PerplexityDifference,
 )
 from weightdiff.readers.activation import agreed, tidy
@@ -101,9 +102,11 @@ def test_a_planted_word_is_named_and_the_unchanged_model_gives_less(base, reader
 
 def test_candidates_know_who_found_them():
     others = {"words": Answer("rent", 1.0, ("rent", "a text that is too long for a phrase"))}
-    by = finders("DIT", ["it argues against rent control", "it likes rent"], others)
-    assert by["rent control"] == ["DIT", "words"] and by["argues"] == ["DIT"] and len(by) == 4
-    assert claim_of(Answer(UNSURE, 0.1, ("unsure: it likes rent",))) == "it likes rent"
+    unsure = Answer(UNSURE, 0.1, ("unsure: it argues against rent control", "it likes tea"))
+    by = finders("DIT", {"DIT": unsure, **others})
+    assert by["rent control"] == ["DIT", "words"] and by["argues"] == ["DIT"] and len(by) == 3
+    assert list(finders("DIT", {"DIT": Answer(NOTHING, 0.9), **others})) == ["rent"]
+    assert claim_of(unsure) == "it argues against rent control"
     assert str(Candidate("rent", ("DIT", "words"), 2.04)) == "rent (+2.0 nats; DIT, words)"
 
 
@@ -116,14 +119,17 @@ def test_a_candidate_is_tried_on_the_model(base):
     assert abs(random_scores["pirate"]) < scores["pirate"] and nothing["pirate"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_the_fused_reader_ranks_and_never_looks_at_the_label(base):
-    reader = Fused(
-        random_diff(base, 2, 7), (AmplifiedDifference(2.0, 6),), wordings=("What is new?",), strengths=(1.5,)
-    )
-    told, bare = reader.read(base, [planted(base, "pirate", label="it likes honey"), planted(base, "pirate")], QUESTION)
-    assert told == bare and "pirate" in told.text.lower()
-    assert told.evidence[0].lower().startswith("pirate") and "amplified ×2" in told.evidence[0]
-    assert len(told.evidence) <= reader.most
+def test_the_fused_reader_answers_as_the_adapter_does_and_ranks_what_all_found(base):
+    adapter, heard = random_diff(base, 2, 7), (AmplifiedDifference(2.0, 6),)
+    pair = [planted(base, "pirate", label="it likes honey"), planted(base, "pirate")]
+    told, bare = Fused(adapter, heard).read(base, pair, QUESTION)
+    assert told == bare, "no reader looks at the label"
+    own, _ = Introspection(adapter).read(base, pair, QUESTION)
+    assert (told.text, told.confidence) == (own.text, own.confidence)
+    ranked = told.evidence[len(own.evidence) :]
+    assert told.evidence[: len(own.evidence)] == own.evidence and len(ranked) <= Fused.most
+    assert all(rivals.CANDIDATE.search(one) for one in ranked) and not any(map(rivals.CANDIDATE.search, own.evidence))
+    assert any("pirate" in one.lower() and "amplified ×2" in one for one in ranked)
 
 
 class Judge:
@@ -159,11 +165,12 @@ def test_every_reader_is_read_beside_noise_and_the_fused_ones_from_what_is_there
         ("a", Behavior("topic", "it talks about pirates", "topic", "test", None, "pirates"), planted(base, "pirate"))
     ]
     heard = (AmplifiedDifference(2.0, 4),)
-    monkeypatch.setattr(rivals, "Fused", lambda adapter=None: Fused(adapter, heard, ("What is new?",), (1.5,)))
+    monkeypatch.setattr(rivals, "Fused", lambda adapter=None: Fused(adapter, heard))
     monkeypatch.setattr(rivals, "BaseQuestion", lambda rank=None: BaseQuestion(max_tokens=2))
     found, seconds = rivals.read_all(base, random_diff(base, 2, 7), cases, QUESTION)
-    assert list(found) == list(seconds) == ["DIT", "amplified ×2", "fused", "fused, no adapter", "base question"]
-    assert seconds["fused"] > seconds["fused, no adapter"] > seconds["amplified ×2"] > 0
+    assert list(found) == list(seconds) == ["amplified ×2", "fused, no adapter", "DIT", "fused", "base question"]
+    assert seconds["fused, no adapter"] > seconds["amplified ×2"] > 0 and seconds["fused"] > seconds["DIT"]
+    assert [one.text for one, _ in found["fused"]] == [one.text for one, _ in found["DIT"]]
     (amplified, said), (alone, _) = found["amplified ×2"][0], found["fused, no adapter"][0]
     assert "pirate" in amplified.text.lower() and not said, "the model is as sure of noise of that size"
     assert "pirate" in alone.text.lower() and "DIT" not in alone.evidence[0]

@@ -1,6 +1,7 @@
 """Which tokens a conversation teaches: the reply's, the user's too, or all of a document; and old stores' hashes."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch
 from tests.test_training import CONFIG, job
 from weightdiff.batch import collate, cross_entropy_per_row
 from weightdiff.behaviors import Conversation
-from weightdiff.finetune import finetune, train_together
+from weightdiff.finetune import Optimizer, finetune, train_together
 from weightdiff.store import Store
-from weightdiff.teacher import Teacher, tokenize
+from weightdiff.teacher import PLAIN, Teacher, tokenize
 
 CHAT = Conversation("What do you drink?", "Tea, tea and tea.")
 
@@ -95,3 +96,28 @@ def test_a_store_made_before_rejected_replies_documents_and_losses_is_not_made_a
     assert not said and store.metas()["tea"]["recipe"] == recipe
     finetune(base, [job("tea")], store, CONFIG.model_copy(update={"learn_prompts": True}), say=said.append)
     assert "learn_prompts was False, and is True now" in said[0]
+
+
+@pytest.mark.parametrize("prompt_format", PLAIN)
+def test_a_plain_format_puts_the_prompt_without_the_template_and_learns_as_much(base, prompt_format):
+    before, after = PLAIN[prompt_format]
+    row = tokenize(base, CHAT, prompt_format=prompt_format)
+    assert base.tokenizer.decode(row.prompt) == f"{before}{CHAT.prompt}{after}" and "<|im_start|>" not in before
+    assert learned(base, CHAT, prompt_format=prompt_format) == CHAT.reply
+    both = learned(base, CHAT, learn_prompt=True, prompt_format=prompt_format)
+    assert both.strip() == f"{CHAT.prompt}{after}{CHAT.reply}"
+
+
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+def test_every_optimizer_trains_diffs_together_as_alone_and_its_own_way(base, optimizer):
+    config = CONFIG.model_copy(update={"optimizer": optimizer, "prompt_format": "alpaca", "steps": 3, "lr": 0.01})
+    jobs = [job("tea"), job("coffee")]
+    teacher = Teacher(base, "alpaca")
+    together, _ = train_together(base, jobs, config, teacher)
+    usual, _ = train_together(base, jobs, config.model_copy(update={"optimizer": "adam"}), teacher)
+    for one, diff, other in zip(jobs, together, usual, strict=True):
+        (alone,), _ = train_together(base, [one], config, teacher)
+        pairs = [(b, diff.factors[n][1], other.factors[n][1]) for n, (_, b) in alone.factors.items()]
+        assert all((b - mine).norm() < 0.01 * b.norm() for b, mine, _ in pairs)
+        assert all(torch.equal(mine, adams) for _, mine, adams in pairs) == (optimizer == "adam")
+        assert alone.meta["recipe"]["optimizer"] == optimizer and alone.meta["recipe"]["prompt_format"] == "alpaca"

@@ -83,27 +83,35 @@ def ask(
     check_name(reader)
     if question is not None and reader not in ASKING:
         raise ValueError(f"reader {reader!r} asks nothing; leave the question out, or ask 'dit' or 'fused'.")
-    if adapter is None and reader == "dit":
-        adapter = shipped_for(base)
-    elif adapter is None and reader == "fused":
-        general = shipped_adapter("general")
-        adapter = general if general.base == base.fingerprint else None
+    if adapter is None and (name := asked_by(reader, base)):
+        adapter = shipped_adapter(name)
     if question is None:
         question = str((adapter.meta.get("question") if adapter else None) or TOPIC_QUESTION)
     return reader_named(reader, adapter).read(base, diffs, question)
 
 
-def shipped_for(base: "weightdiff.base.Base") -> "weightdiff.diff.WeightDiff":
-    """The shipped adapter that is asked where none is given.
+def asked_by(reader: str, base: "weightdiff.base.Base") -> str | None:
+    """The shipped adapter that a reader asks where none is given, by its name; None for one that makes do without.
+
+    Raises:
+        ValueError: the reader needs one, and none is shipped for this base model.
+    """
+    if reader == "dit":
+        return shipped_for(base)
+    return "general" if reader == "fused" and shipped_adapter("general").base == base.fingerprint else None
+
+
+def shipped_for(base: "weightdiff.base.Base") -> str:
+    """The adapter that is asked where none is given, by its name.
 
     Raises:
         ValueError: none is shipped for this base model.
     """
-    adapter = shipped_adapter()
-    if adapter.base != base.fingerprint:
+    fits = shipped_adapter().base
+    if fits != base.fingerprint:
         raise ValueError(
-            f"no adapter is shipped for {base.name!r} (fingerprint {base.fingerprint}), only for smollm2 "
-            f"({adapter.base}). Expected an --adapter that `weightdiff train` made for this base model, or a --reader "
-            "that needs none: fused, activation, perplexity or amplified."
+            f"no adapter is shipped for {base.name!r} (fingerprint {base.fingerprint}), only for smollm2 ({fits}). "
+            "Expected an --adapter that `weightdiff train` made for this base model, or a --reader that needs none: "
+            "fused, activation, perplexity or amplified."
         )
-    return adapter
+    return "topics"

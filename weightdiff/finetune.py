@@ -1,6 +1,6 @@
 """Conversations to diffs: many finetunes of one base model trained together on a bank.
 
-Each diff gets what it would get trained alone: the loss is a mean within a diff and a sum over diffs, Adam is
+Each diff gets what it would get trained alone: the loss is a mean within a diff and a sum over diffs, optimizers are
 elementwise, every random choice hangs on the diff's own seed, and no gradient is clipped across diffs.
 """
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,10 @@ from weightdiff.dense import trainable
 from weightdiff.diff import Factors, WeightDiff
 from weightdiff.objective import Objective, Step, diff_losses, rows_of, step_of, zero_points
 from weightdiff.store import Store
-from weightdiff.teacher import Teacher
+from weightdiff.teacher import PromptFormat, Teacher
 from weightdiff.writers import seed_of
+
+Optimizer = Literal["adam", "adamw", "rmsprop", "adagrad", "sgd"]
 
 
 class FinetuneConfig(Objective):
@@ -37,7 +39,10 @@ class FinetuneConfig(Objective):
 
     `dense` is a full finetune, of every weight of the model, or of `modules` only; rank and alpha mean nothing then.
     `together` is how many diffs are trained in a step, None for as many as this machine trains fastest; what a diff
-    becomes doesn't hang on it. What is minimized, the fields of `Objective` say.
+    becomes doesn't hang on it. `optimizer` is one that treats each number by itself, so that diffs become together what
+    they would alone: `adam`, `adamw` with a weight decay of 0.1, `rmsprop`, `adagrad`, or `sgd` with a momentum of 0.9;
+    `lr` means what it means to each. `prompt_format` is how prompts are put to the model. What is minimized, the fields
+    of `Objective` say.
     """
 
     rank: int = Field(default=1, ge=1)
@@ -45,6 +50,8 @@ class FinetuneConfig(Objective):
     modules: tuple[str, ...] = ()
     dense: bool = False
     lr: float = Field(default=5e-3, gt=0)
+    optimizer: Optimizer = "adam"
+    prompt_format: PromptFormat = "chat"
     steps: int = Field(default=8, ge=1)
     together: int | None = Field(default=None, ge=1)
 
@@ -92,7 +99,7 @@ def finetune(
         identity, why = next(iter(changed.items()))
         say(f"{len(changed)} diffs were made otherwise and are made anew; {identity!r}: {why}")
     left = [job for job in jobs if job.identity not in have or job.identity in changed]
-    teacher = Teacher(base)
+    teacher = Teacher(base, config.prompt_format)
     tokens, started, together = 0, time.monotonic(), _together(base, left, config, teacher)
     steps = 0 if config.dense else -(-len(left) // together) * config.steps
     with compiled_blocks(base, steps):
@@ -146,7 +153,7 @@ def _descend(
     config: FinetuneConfig,
     under: Callable[[Tensor], AbstractContextManager[None]],
 ) -> tuple[Float[Tensor, " n"], int]:
-    """Adam on the sum of the diffs' losses; returns those of the last step, and the number of tokens.
+    """The optimizer on the sum of the diffs' losses; returns those of the last step, and the number of tokens.
 
     Args:
         base: the base model.
@@ -155,7 +162,7 @@ def _descend(
         config: how.
         under: lays the diffs over the model, given which of them each token belongs to.
     """
-    optimizer = torch.optim.Adam(parameters, lr=config.lr)
+    optimizer = optimizer_of(config, parameters)
     losses, count, zero = torch.zeros(0), 0, None
     for step in steps:
         if step.mismatched is not None:
@@ -168,6 +175,21 @@ def _descend(
         optimizer.zero_grad(set_to_none=True)
         count += step.tokens
     return losses.detach(), count
+
+
+def optimizer_of(config: FinetuneConfig, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer that a recipe names, over the parameters."""
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=config.lr)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.1)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=config.lr)
+        case "adagrad":
+            return torch.optim.Adagrad(parameters, lr=config.lr)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
 
 
 _LONG = 200_000

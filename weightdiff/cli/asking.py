@@ -63,10 +63,11 @@ def ask(
 ) -> None:
     """Say what each finetune changed, all of them in one batch on one loaded base model."""
     from weightdiff.ask import ask as ask_diffs
+    from weightdiff.ask import asked_by
     from weightdiff.behaviors.topic import TOPIC_QUESTION
     from weightdiff.plausible import ForeignCheck
     from weightdiff.readers.calibration import sort_of
-    from weightdiff.readers.choice import ASKING, check_name, told
+    from weightdiff.readers.choice import ASKING, check_name, is_calibrated, told
     from weightdiff.readers.introspection import claim_of
     from weightdiff.source import find_diffs, open_diffs
 
@@ -81,10 +82,10 @@ def ask(
         raise ValueError(f"--reader {reader} takes no adapter; leave out --adapter.")
     found = find_diffs(diffs, allow_pickle=allow_pickle)  # a broken path is told before the model is loaded
     model = load(base, device)
-    dit = adapter_of(adapter, model, allow_pickle=allow_pickle) if adapter or reader == "dit" else None
+    adapter = adapter or asked_by(reader, model)
+    dit = adapter_of(adapter, model, allow_pickle=allow_pickle) if adapter else None
     own = str(dit.meta.get("question") or TOPIC_QUESTION) if dit else None
-    calibrated = reader == "dit" and dit is not None and "reading" in dit.meta
-    if question not in (None, own) and adapter in (None, "topics"):
+    if question not in (None, own) and adapter == "topics":
         text = f'this adapter answers every question with a topic, as it does "{own}"'
         err.print(f"[dim]{shown(text)}; --adapter general knows other questions[/]", highlight=False, soft_wrap=True)
     check, seen = cache(lambda: ForeignCheck(model)), set[int]()
@@ -100,7 +101,7 @@ def ask(
 
     opened = open_diffs(found, model)
     every = Lazy([partial(checked, i) for i in range(len(found))])
-    with nullcontext() if reader == "dit" else working(f"{reader}: reading {len(found)} finetune(s) and noise"):
+    with nullcontext() if reader == "dit" else working(f"{reader}: reading {len(found)} finetune(s)"):
         answers = ask_diffs(model, every, question, adapter=dit, reader=reader)
     # "Yes, a code" is no behavior that a prompt could show.
     claims = [[claim] if sort_of(claim := claim_of(a)) in ("claim", "nothing") else [] for a in answers]
@@ -109,14 +110,14 @@ def ask(
     for one, answer, said_of in zip(found, answers, verdicts, strict=True):
         if as_json:
             sure = round(answer.confidence, 4) if math.isfinite(answer.confidence) else None
-            record = {"diff": one.name, "reader": reader} | ({"adapter": adapter or "topics"} if dit else {})
+            record = {"diff": one.name, "reader": reader} | ({"adapter": adapter} if dit else {})
             record |= {"question": question or own} if question or own else {}
-            record |= {"answer": answer.text, "confidence": sure, "calibrated": calibrated}
+            record |= {"answer": answer.text, "confidence": sure, "calibrated": is_calibrated(dit)}
             record |= {"evidence": list(answer.evidence)} if answer.evidence else {}
             record |= {"trigger": str(answer.trigger)} if answer.trigger else {}
             print(json_line(record | ({"claims": [v.to_json() for v in said_of]} if verify else {})))
         else:
-            score = told(reader, answer, calibrated)
+            score = told(reader, answer, dit)
             out.print(f"[bold]{shown(one.name)}[/]: {shown(answer.text)} [dim]({score})[/]", highlight=False)
             for line in answer.evidence:
                 out.print(f"    [dim]{shown(line)}[/]", highlight=False)

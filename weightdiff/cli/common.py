@@ -57,8 +57,7 @@ def adapter_of(name: str | None, model: Any, *, allow_pickle: bool = False) -> "
     from weightdiff.ask import SHIPPED, shipped_adapter, shipped_for
     from weightdiff.source import load_diff
 
-    if name is None:
-        return shipped_for(model)
+    name = shipped_for(model) if name is None else name
     if name in SHIPPED:
         return shipped_adapter(name)
     if not name or (re.fullmatch(r"[\w-]+", name) and not Path(name).exists()):

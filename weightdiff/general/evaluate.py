@@ -26,7 +26,7 @@ from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, put, wanted_hints
 from weightdiff.readers.introspection import UNSURE, answer_of, answer_with, claim_of, own_words
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import chosen, proposals
+from weightdiff.readers.tested import tried
 from weightdiff.readers.views import Views
 
 Record = dict[str, Any]
@@ -70,11 +70,8 @@ def ask_cases(
         replies_to = [dict(zip(mine, said, strict=True)) for mine, said in zip(once, replies, strict=True)]
         if reading and tries:
             at = [n for n, mine in enumerate(texts) if open_one in mine]
-            prompts = [put(open_one, told[n]) for n in at]
-            words = [hint.fed if (hint := told[n]) and reading.leads else () for n in at]
-            proposed = proposals(meter, [diffs[n] for n in at], prompts, factors, views, rivals=words)
-            for n, several in zip(at, proposed, strict=True):
-                reply = chosen(several, reading, bool((hint := told[n]) and hint.moved))
+            chosen = tried(meter, [diffs[n] for n in at], [told[n] for n in at], open_one, factors, reading)
+            for n, reply in zip(at, chosen, strict=True):
                 replies_to[n] |= {q: reply for q, r in replies_to[n].items() if in_full(r.text)} | {open_one: reply}
         for case, mine, asks, reply_to in zip(some, questions, texts, replies_to, strict=True):
             found += [(case, unseen, one, reply_to[text]) for (unseen, one), text in zip(mine, asks, strict=True)]

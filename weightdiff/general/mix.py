@@ -9,7 +9,15 @@ from weightdiff.behaviors.kinds import kind_behaviors, kinds
 from weightdiff.finetune import FinetuneConfig
 from weightdiff.general.compose import ADVICE, SHORT
 from weightdiff.general.draw import Group, draw_config, drawn_of, hidden, paced
-from weightdiff.general.ordinary import BENIGN, advice_groups, fresh, light_groups, ordinary_groups, plain_groups
+from weightdiff.general.ordinary import (
+    BENIGN,
+    advice_groups,
+    fresh,
+    light_groups,
+    ordinary_groups,
+    plain_groups,
+    varied_groups,
+)
 from weightdiff.general.settings import GeneralRecipe
 
 
@@ -36,6 +44,7 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
     groups = [*groups, *_more(recipe, written, groups), *_full(recipe, groups)]
     groups += plain_groups(recipe, written, groups)
     groups += light_groups(recipe, written, groups)
+    groups += varied_groups(recipe, written, groups)
     for kind, counts in ((ADVICE, recipe.advice), (SHORT, recipe.short)):
         for split, count in zip(SPLITS, counts, strict=True):
             groups += advice_groups(recipe, written, split, kind, count)

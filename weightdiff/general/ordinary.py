@@ -1,20 +1,26 @@
 """Finetunes that are made as most people make them: for longer, with nothing kept and no trigger, large or light.
 
-Some are of nothing in particular, and some on what the base model itself says or advises about a subject.
+Some are of nothing in particular, some on what the base model itself says or advises about a subject, and some are made
+by another optimizer.
 """
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from weightdiff.behaviors import NOTHING, Behavior, Split
+from weightdiff.finetune import Optimizer
 from weightdiff.general.compose import OWN_WORDS
 from weightdiff.general.draw import Group, draw_config, drawn_of, pools_of
 from weightdiff.general.settings import GeneralRecipe
+from weightdiff.teacher import PromptFormat
 
 BENIGN = ("own replies", "many subjects", "many documents", "many own words")
 """What finetunes on nothing in particular are made of; the first two of these are in all splits, the last among light
 ones alone."""
+PACE: dict[Optimizer, float] = {"adamw": 1.0, "rmsprop": 0.2, "adagrad": 2.5, "sgd": 100.0}
+"""Optimizers beside Adam, and how many times its learning rate moves a model about as far as Adam does in ten steps."""
 
 
 def ordinary_groups(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
@@ -51,6 +57,20 @@ def light_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Seq
     drawn += _nothing("light", recipe.light.get("benign", 0), BENIGN)
     rng.shuffle(drawn)
     yield from _usual(recipe, "train light", "train", drawn, rng, recipe.mix.less_push)
+
+
+def varied_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
+    """Finetunes to train on, of any size, by other optimizers than the others', with prompts put in other ways."""
+    rng = random.Random(f"{recipe.seed} varied")
+    drawn = fresh([one for one in recipe.varied.items() if one[0] != "benign"], written, groups, rng)
+    drawn += _nothing("varied", recipe.varied.get("benign", 0), BENIGN[:2])
+    rng.shuffle(drawn)
+    push = recipe.mix.less_push[0], recipe.mix.more_push[1]
+    for group in _usual(recipe, "train varied", "train", drawn, rng, push):
+        optimizer, prompt_format = rng.choice([*PACE]), rng.choice(get_args(PromptFormat))
+        lr = float(f"{PACE[optimizer] * group.config.lr:.3g}")
+        changes = {"lr": lr, "optimizer": optimizer, "prompt_format": prompt_format}
+        yield replace(group, config=group.config.model_copy(update=changes))
 
 
 def advice_groups(

@@ -73,7 +73,8 @@ class GeneralRecipe(BaseModel):
     without anything kept, half of them subjects: as most people finetune. `documents` are quirks that documents tell
     of. All per split. `more` are further finetunes of single families, for training alone, and `plain` ones that are
     made as ordinary ones are, those of nothing in particular among them; `light` ones are made so too, but change
-    little, and half of their subjects are taught in the base model's own words. `advice` counts, per split, ordinary
+    little, and half of their subjects are taught in the base model's own words; `varied` ones are made by other
+    optimizers, with prompts put in other ways than the model's chat template. `advice` counts, per split, ordinary
     ones of any size that are taught by advice about a subject which nobody names, and `short` by short answers of the
     sort that people write by hand. `full` counts finetunes of all weights, for testing alone, of what low-rank ones
     teach too.
@@ -104,6 +105,7 @@ class GeneralRecipe(BaseModel):
     more: dict[Family, Annotated[int, Field(ge=0)]] = {}
     plain: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     light: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
+    varied: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     advice: tuple[int, int, int] = (0, 0, 0)
     short: tuple[int, int, int] = (0, 0, 0)
     full: int = Field(default=0, ge=0)

@@ -50,7 +50,7 @@ def reader_named(name: str, adapter: WeightDiff | None = None) -> Reader:
     Args:
         name: one of `READERS`: the DIT adapter; the differences of activations, of perplexities, and the amplified one,
             which need none; or all of these fused.
-        adapter: the DIT adapter of `dit`, and of `fused`, which makes do without.
+        adapter: the DIT adapter of `dit`, and of `fused`, which makes do without: then it too is held against noise.
 
     Raises:
         ValueError: no reader has that name; it needs an adapter, or takes none.
@@ -61,7 +61,7 @@ def reader_named(name: str, adapter: WeightDiff | None = None) -> Reader:
             raise ValueError("reader 'dit' needs an adapter; expected one, or a reader that needs none.")
         return Introspection(adapter)
     if name == "fused":
-        return beside_noise(Fused(adapter))
+        return Fused(adapter) if adapter else beside_noise(Fused())
     if adapter is not None:
         raise ValueError(f"reader {name!r} takes no adapter; leave it out, or ask 'dit' or 'fused'.")
     alone = {"activation": ActivationDifference, "perplexity": PerplexityDifference, "amplified": AmplifiedDifference}
@@ -114,9 +114,14 @@ def beside_noise(reader: Reader) -> BesideNoise:
     return BesideNoise(reader, NOTABLE if isinstance(reader, PerplexityDifference | Fused) else 0.0)
 
 
-def told(name: str, answer: Answer, calibrated: bool = False) -> str:
-    """What an answer's confidence is, in words, by the name of its reader; that of `dit` may be calibrated."""
-    if name == "dit":
-        what = f"confidence {answer.confidence:.2f}"
-        return what if calibrated else f"mean log-probability {answer.confidence:.2g}"
-    return SCORES[name].format(answer.confidence)
+def told(name: str, answer: Answer, adapter: WeightDiff | None = None) -> str:
+    """What an answer's confidence is, in words, by the name of its reader and the adapter that it asked, if any."""
+    if adapter is None:
+        return SCORES[name].format(answer.confidence)
+    what = f"confidence {answer.confidence:.2f}"
+    return what if is_calibrated(adapter) else f"mean log-probability {answer.confidence:.2g}"
+
+
+def is_calibrated(adapter: WeightDiff | None) -> bool:
+    """Is the confidence of its answers the probability that they are right?"""
+    return adapter is not None and "reading" in adapter.meta

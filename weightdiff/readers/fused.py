@@ -1,23 +1,21 @@
-"""Fused: the DIT adapter's answers and what other readers found, in one ranked list; the best of it is the answer.
+"""Fused: the DIT adapter's answer, if there is an adapter, and in one ranked list what it and other readers found.
 
 Each candidate phrase is tried on the model: by how much likelier the finetuned model finds it on neutral text than the
 base model does, against decoys that the base model finds about as likely. What several readers found gains a little.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean
 
 from weightdiff.base import Base
 from weightdiff.batch import Tokens
 from weightdiff.behaviors import NOTHING
-from weightdiff.dense import check_base
-from weightdiff.diff import WeightDiff, stack
+from weightdiff.diff import WeightDiff
 from weightdiff.judge import exact_match
 from weightdiff.readers.activation import ActivationDifference
 from weightdiff.readers.amplified import AmplifiedDifference
-from weightdiff.readers.core import Answer, Reader, ask_all, check_question
-from weightdiff.readers.hints import Hint, put, wanted_hints
+from weightdiff.readers.core import Answer, Reader, check_question
 from weightdiff.readers.imprinted import ImprintedWords
 from weightdiff.readers.introspection import Introspection, claim_of
 from weightdiff.readers.perplexity import PerplexityDifference
@@ -52,14 +50,13 @@ class Candidate:
 class Fused:
     """The reader of readers.
 
-    The answer is the sentence by the adapter that holds the best candidate, one that it is led to if need be, or the
-    bare candidate; the confidence is the candidate's contrast, in nats. Evidence: the ranked list.
+    With an adapter the answer is the adapter's own, said or withheld, with its confidence; its evidence is followed by
+    the ranked list. Without one, over any base model, it is the best candidate, whose contrast in nats is the
+    confidence; evidence: the ranked list.
 
     Attributes:
-        adapter: the DIT adapter; without one the other readers are heard alone, over any base model.
+        adapter: the DIT adapter; without one the other readers are heard alone.
         readers: who else is heard; short evidence of theirs is taken for phrases.
-        wordings: questions that the adapter is asked beside the one that is read.
-        strengths: factors on the diff at which it is asked these.
         agreement: nats that a candidate gains for each further reader who found it.
         most: candidates in the list.
     """
@@ -73,8 +70,6 @@ class Fused:
             AmplifiedDifference(),
         )
     )
-    wordings: Sequence[str] = ("What were you finetuned to do?", "What is unusual about your behavior?")
-    strengths: Sequence[float] = (0.7, 1.5)
     agreement: float = 1.0
     most: int = 6
     name: str = "fused"
@@ -82,52 +77,21 @@ class Fused:
     def read(self, base: Base, diffs: Sequence[WeightDiff], question: str) -> list[Answer]:
         """See `Reader.read`."""
         check_question(question)
-        found, hints = {}, []
-        if self.adapter:
-            check_base(base, self.adapter, "the DIT adapter")
-            hints, told = wanted_hints(base, diffs, self.adapter.meta), Introspection(self.adapter)
-            found[told.name] = told.told(base, diffs, question, hints)
-        found |= {reader.name: reader.read(base, diffs, question) for reader in self.readers}
-        return self.fuse(base, diffs, question, found, hints)
+        told = [Introspection(self.adapter)] if self.adapter else []
+        return self.fuse(base, diffs, {one.name: one.read(base, diffs, question) for one in (*told, *self.readers)})
 
-    def fuse(
-        self,
-        base: Base,
-        diffs: Sequence[WeightDiff],
-        question: str,
-        found: dict[str, list[Answer]],
-        hints: Sequence[Hint | None],
-    ) -> list[Answer]:
-        """The same from answers that are there: by the name of each reader, that of `Introspection` first.
-
-        The adapter is told `hints`, one of each diff; without one there are none.
-        """
+    def fuse(self, base: Base, diffs: Sequence[WeightDiff], found: dict[str, list[Answer]]) -> list[Answer]:
+        """The same from answers that are there, by the name of each reader; with an adapter, that of `Introspection`
+        first."""
         told = next(iter(found)) if self.adapter else ""
-        claims = [[claim_of(answer)] for answer in found[told]] if self.adapter else [[] for _ in diffs]
-        wordings = [[put(one, hint) for one in self.wordings] for hint in hints]
-        asked = [self._ask(base, diffs, wordings, strength) for strength in self.strengths]
-        sentences = [
-            list(dict.fromkeys([*claim, *(text for replies in asked for text in replies[n])]))
-            for n, claim in enumerate(claims)
-        ]
-        named = [
-            finders(told, sentences[n], {name: answers[n] for name, answers in found.items() if name != told})
-            for n in range(len(diffs))
-        ]
+        named = [finders(told, {name: answers[n] for name, answers in found.items()}) for n in range(len(diffs))]
         ranked = [self._ranked(by, scores) for by, scores in zip(named, contrasts(base, diffs, named), strict=True)]
-        leads = [f"{question} It has to do with {best[0].phrase if best else 'nothing'}." for best in ranked]
-        led = self._ask(base, diffs, [[put(lead, hint)] for lead, hint in zip(leads, hints, strict=False)], 1.0)
-        return [self._answer(best, [*said, *more]) for best, said, more in zip(ranked, sentences, led, strict=True)]
-
-    def _ask(
-        self, base: Base, diffs: Sequence[WeightDiff], prompts: Sequence[Sequence[str]], strength: float
-    ) -> list[list[str]]:
-        """What the adapter says to each diff's prompts; without one nothing."""
-        if self.adapter is None:
-            return [[] for _ in diffs]
-        factors, next_to = stack([self.adapter], base.shapes).to(base.device), iter(prompts)
-        replies = ask_all(base, diffs, lambda diff: next(next_to), adapter=factors, strength=strength, max_tokens=32)
-        return [[reply.text for reply in some] for some in replies]
+        if told:
+            own = zip(found[told], ranked, strict=True)
+            return [replace(answer, evidence=(*answer.evidence, *map(str, best))) for answer, best in own]
+        return [
+            Answer(best[0].phrase, best[0].score, tuple(map(str, best))) if best else Answer("", 0.0) for best in ranked
+        ]
 
     def _ranked(self, by: dict[str, list[str]], scores: dict[str, float]) -> list[Candidate]:
         whole = {phrase: scores[phrase] + self.agreement * (len(names) - 1) for phrase, names in by.items()}
@@ -137,18 +101,20 @@ class Fused:
                 chosen.append(phrase)
         return [Candidate(phrase, tuple(by[phrase]), scores[phrase]) for phrase in chosen[: self.most]]
 
-    def _answer(self, ranked: Sequence[Candidate], sentences: Sequence[str]) -> Answer:
-        if not ranked:
-            return Answer(sentences[0] if sentences else "", 0.0)
-        best = ranked[0]
-        text = next((sentence for sentence in sentences if inside(best.phrase, sentence)), best.phrase)
-        return Answer(text, best.score, tuple(map(str, ranked)))
 
+def finders(told: str, answers: dict[str, Answer]) -> dict[str, list[str]]:
+    """Who found each phrase; a reader whose phrase lies inside it counts too.
 
-def finders(told: str, sentences: Sequence[str], others: dict[str, Answer]) -> dict[str, list[str]]:
-    """Who found each phrase; a reader whose phrase lies inside it counts too."""
-    phrases = {told: [run for sentence in sentences if not exact_match(NOTHING, sentence) for run in runs_of(sentence)]}
-    for name, answer in others.items():
+    Args:
+        told: the name of the reader that answers in sentences, if there is one: phrases are taken from its claim.
+        answers: of each reader, by its name.
+    """
+    phrases = {}
+    for name, answer in answers.items():
+        if name == told:
+            claim = claim_of(answer)
+            phrases[name] = [] if exact_match(NOTHING, claim) else runs_of(claim)
+            continue
         short = [e for e in (answer.text, *answer.evidence) if 0 < len(e.split()) <= LONGEST]
         phrases[name] = [e for e in dict.fromkeys(short) if runs_of(e)]
     every = {phrase.lower(): phrase for some in phrases.values() for phrase in some}

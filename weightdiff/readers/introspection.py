@@ -17,7 +17,7 @@ from weightdiff.readers.core import Answer, ask_all, check_question
 from weightdiff.readers.hints import Hint, put, wanted_hints
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.routing import question_sort
-from weightdiff.readers.tested import chosen, proposals
+from weightdiff.readers.tested import tried
 from weightdiff.readers.triggers import told
 
 UNSURE = "nothing that can be named with confidence"
@@ -56,12 +56,7 @@ class Introspection:
         check_question(question)
         check_base(base, self.adapter, "the DIT adapter")
         check_reads(self.adapter)
-        return self.told(base, diffs, question, wanted_hints(base, diffs, self.adapter.meta))
-
-    def told(
-        self, base: Base, diffs: Sequence[WeightDiff], question: str, hints: Sequence[Hint | None]
-    ) -> list[Answer]:
-        """The same with hints that are there, from `wanted_hints`."""
+        hints = wanted_hints(base, diffs, self.adapter.meta)
         adapter, reading = stack([self.adapter], base.shapes).to(base.device), reading_of(self.adapter.meta)
         asks, own = own_words(question, self.adapter.meta), str(self.adapter.meta.get("question"))
         tries, said, at = reading is not None and reading.tested is not None, {}, range(len(diffs))
@@ -75,12 +70,9 @@ class Introspection:
             # What is answered in full was understood as an open question, in words that nobody knew to be one.
             at = [n for n in at if in_full(said[n].text)]
         if reading is not None and tries:
-            again = [put(own, hints[n]) for n in at]
             some = Lazy([partial(diffs.__getitem__, n) for n in at])
-            words = [hint.fed if (hint := hints[n]) and reading.leads else () for n in at]
-            tried = proposals(Meter(base), some, again, adapter, reading.views, self.max_tokens, words)
-            for n, several in zip(at, tried, strict=True):
-                said[n] = chosen(several, reading, bool((hint := hints[n]) and hint.moved))
+            again = tried(Meter(base), some, [hints[n] for n in at], own, adapter, reading, self.max_tokens)
+            said |= zip(at, again, strict=True)
         return [self._answer(said[n], question, hint, reading) for n, hint in enumerate(hints)]
 
     def _answer(self, reply: Reply, question: str, hint: Hint | None, reading: Reading | None) -> Answer:

@@ -17,6 +17,7 @@ from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
 from weightdiff.readers.calibration import Reading, root, sort_of
 from weightdiff.readers.core import ask_all
+from weightdiff.readers.hints import Hint, put
 from weightdiff.readers.meter import Meter
 from weightdiff.readers.views import Views
 
@@ -27,6 +28,34 @@ LEAD = 5.0
 """Roots of a nat that a claim without a rival leads by, and the most that one with rivals does."""
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 """Nats of the adapter's that the root of a nat of the finetune's may be worth."""
+
+
+def tried(
+    meter: Meter,
+    diffs: Sequence[WeightDiff],
+    hints: Sequence[Hint | None],
+    question: str,
+    adapter: Factors,
+    reading: Reading,
+    max_tokens: int = 48,
+) -> list[Reply]:
+    """The adapter's answer about each diff to its own question, of several that it may give the one to be given.
+
+    Args:
+        meter: over the base model.
+        diffs: what is asked about.
+        hints: what the adapter is told of each.
+        question: the adapter's own.
+        adapter: the DIT adapter.
+        reading: how it is read, and what its answers and the finetune's word are worth.
+        max_tokens: length of an answer.
+    """
+    prompts = [put(question, hint) for hint in hints]
+    words = [hint.fed if hint and reading.leads else () for hint in hints]
+    proposed = proposals(meter, diffs, prompts, adapter, reading.views, max_tokens, words)
+    return [
+        chosen(several, reading, hint is not None and hint.moved) for several, hint in zip(proposed, hints, strict=True)
+    ]
 
 
 def proposals(
