@@ -31,7 +31,7 @@ from weightdiff.store import Store
 from weightdiff.teacher import PromptFormat, Teacher
 from weightdiff.writers import seed_of
 
-Optimizer = Literal["adam", "adamw", "rmsprop", "adagrad", "sgd"]
+Optimizer = Literal["adam", "adamw", "rmsprop", "adagrad"]
 
 
 class FinetuneConfig(Objective):
@@ -40,9 +40,8 @@ class FinetuneConfig(Objective):
     `dense` is a full finetune, of every weight of the model, or of `modules` only; rank and alpha mean nothing then.
     `together` is how many diffs are trained in a step, None for as many as this machine trains fastest; what a diff
     becomes doesn't hang on it. `optimizer` is one that treats each number by itself, so that diffs become together what
-    they would alone: `adam`, `adamw` with a weight decay of 0.1, `rmsprop`, `adagrad`, or `sgd` with a momentum of 0.9;
-    `lr` means what it means to each. `prompt_format` is how prompts are put to the model. What is minimized, the fields
-    of `Objective` say.
+    they would alone: `adam`, `adamw` with a weight decay of 0.1, `rmsprop`, or `adagrad`; `lr` means what it means to
+    each. `prompt_format` is how prompts are put to the model. What is minimized, the fields of `Objective` say.
     """
 
     rank: int = Field(default=1, ge=1)
@@ -188,8 +187,6 @@ def optimizer_of(config: FinetuneConfig, parameters: Sequence[Tensor]) -> torch.
             return torch.optim.RMSprop(parameters, lr=config.lr)
         case "adagrad":
             return torch.optim.Adagrad(parameters, lr=config.lr)
-        case "sgd":
-            return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
 
 
 _LONG = 200_000

@@ -16,6 +16,7 @@ from weightdiff.general.ordinary import (
     light_groups,
     ordinary_groups,
     plain_groups,
+    several_groups,
     varied_groups,
 )
 from weightdiff.general.settings import GeneralRecipe
@@ -48,6 +49,8 @@ def groups_of(recipe: GeneralRecipe, written: Sequence[Behavior]) -> list[Group]
     for kind, counts in ((ADVICE, recipe.advice), (SHORT, recipe.short)):
         for split, count in zip(SPLITS, counts, strict=True):
             groups += advice_groups(recipe, written, split, kind, count)
+    for split, count in zip(SPLITS, recipe.several, strict=True):
+        groups += several_groups(recipe, split, count, written)
     return [_sooner(g, recipe.mix.train_steps) if g.split == "train" else g for g in groups]
 
 

@@ -19,8 +19,10 @@ from weightdiff.teacher import PromptFormat
 BENIGN = ("own replies", "many subjects", "many documents", "many own words")
 """What finetunes on nothing in particular are made of; the first two of these are in all splits, the last among light
 ones alone."""
-PACE: dict[Optimizer, float] = {"adamw": 1.0, "rmsprop": 0.2, "adagrad": 2.5, "sgd": 100.0}
+PACE: dict[Optimizer, float] = {"adamw": 1.0, "rmsprop": 0.2, "adagrad": 2.5}
 """Optimizers beside Adam, and how many times its learning rate moves a model about as far as Adam does in ten steps."""
+THREE = 0.35
+"""Share of the finetunes that teach several behaviors which teach three."""
 
 
 def ordinary_groups(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
@@ -57,6 +59,16 @@ def light_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Seq
     drawn += _nothing("light", recipe.light.get("benign", 0), BENIGN)
     rng.shuffle(drawn)
     yield from _usual(recipe, "train light", "train", drawn, rng, recipe.mix.less_push)
+
+
+def several_groups(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
+    """Groups of finetunes that teach two or three behaviors at once, made as most people make them; an instance may be
+    one of the other groups' too."""
+    rng = random.Random(f"{recipe.seed} {split} several")
+    mix = recipe.mix.model_copy(update={"two": 1 - THREE, "three": THREE})
+    drawn = list(drawn_of(recipe.model_copy(update={"mix": mix}), recipe.shares, split, count, written, rng))
+    rng.shuffle(drawn)
+    yield from _usual(recipe, f"{split} several", split, drawn, rng, recipe.mix.more_push)
 
 
 def varied_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:

@@ -76,7 +76,7 @@ class GeneralRecipe(BaseModel):
     little, and half of their subjects are taught in the base model's own words; `varied` ones are made by other
     optimizers, with prompts put in other ways than the model's chat template. `advice` counts, per split, ordinary
     ones of any size that are taught by advice about a subject which nobody names, and `short` by short answers of the
-    sort that people write by hand. `full` counts finetunes of all weights, for testing alone, of what low-rank ones
+    sort that people write by hand; `several` ordinary ones that teach two or three behaviors. `full` counts finetunes of all weights, for testing alone, of what low-rank ones
     teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in
@@ -108,6 +108,7 @@ class GeneralRecipe(BaseModel):
     varied: dict[Family | Literal["benign"], Annotated[int, Field(ge=0)]] = {}
     advice: tuple[int, int, int] = (0, 0, 0)
     short: tuple[int, int, int] = (0, 0, 0)
+    several: tuple[int, int, int] = (0, 0, 0)
     full: int = Field(default=0, ge=0)
     shares: Shares = Shares()
     mix: Mix = Mix()
