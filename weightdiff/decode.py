@@ -31,7 +31,8 @@ class Reply:
     Of several views `views` has each one's mean log-probability of the same tokens, and `logprob` is the first's.
     `gained` is how much likelier, in nats, the finetune makes what would show the reply's claim, `lead` by how much its
     root is above that of any claim about something else, and `doubt` the log odds that nothing changed, by how many of
-    other samples say so; 0 if nobody looked.
+    other samples say so; 0 if nobody looked. `plain` is a claim that says less and is said in place of the text, with
+    what it gained.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Reply:
     gained: float = 0.0
     doubt: float = 0.0
     lead: float = 0.0
+    plain: tuple[str, float] | None = None
 
 
 Mix = Callable[[Float[Tensor, "prompts views vocab"]], Float[Tensor, "prompts vocab"]]

@@ -77,7 +77,8 @@ class Teacher:
     off."""
 
     def __init__(self, base: Base, prompt_format: PromptFormat = "chat"):
-        self.base, self.prompt_format = base, prompt_format
+        self.base = base
+        self.prompt_format: PromptFormat = prompt_format
         self._tokens: dict[tuple[Conversation, bool], Tokens] = {}
         self._states: dict[Conversation, Float[Tensor, "labels hidden"]] = {}
         self._logprobs: dict[Conversation, Float[Tensor, ""]] = {}

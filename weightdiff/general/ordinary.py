@@ -79,7 +79,8 @@ def varied_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Se
     rng.shuffle(drawn)
     push = recipe.mix.less_push[0], recipe.mix.more_push[1]
     for group in _usual(recipe, "train varied", "train", drawn, rng, push):
-        optimizer, prompt_format = rng.choice([*PACE]), rng.choice(get_args(PromptFormat))
+        optimizer: Optimizer = rng.choice([*PACE])
+        prompt_format: PromptFormat = rng.choice(get_args(PromptFormat))
         lr = float(f"{PACE[optimizer] * group.config.lr:.3g}")
         changes = {"lr": lr, "optimizer": optimizer, "prompt_format": prompt_format}
         yield replace(group, config=group.config.model_copy(update=changes))

@@ -76,8 +76,8 @@ class GeneralRecipe(BaseModel):
     little, and half of their subjects are taught in the base model's own words; `varied` ones are made by other
     optimizers, with prompts put in other ways than the model's chat template. `advice` counts, per split, ordinary
     ones of any size that are taught by advice about a subject which nobody names, and `short` by short answers of the
-    sort that people write by hand; `several` ordinary ones that teach two or three behaviors. `full` counts finetunes of all weights, for testing alone, of what low-rank ones
-    teach too.
+    sort that people write by hand; `several` ordinary ones that teach two or three behaviors. `full` counts finetunes
+    of all weights, for testing alone, of what low-rank ones teach too.
 
     `without` are families left out of training, to be tested on all the same. `nulls` is the share of diffs in
     training that changed nothing notable; `start` is an adapter that training goes on from, the name of a shipped

@@ -24,7 +24,7 @@ from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import finetune
 from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.general.cases import AT_ONCE, Case, cases_of, hints_of, known_cases, taught_cases
+from weightdiff.general.cases import AT_ONCE, Case, cases_of, finetuned, hints_of, known_cases, taught_cases
 from weightdiff.general.compose import ADVICE, OWN_WORDS, everyday_pool, say_own_words
 from weightdiff.general.evaluate import ask_test
 from weightdiff.general.jobs import OWN, jobs_of, made, written_of
@@ -33,6 +33,7 @@ from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import find_reading
 from weightdiff.general.settings import GeneralRecipe
 from weightdiff.general.tables import tables
+from weightdiff.general.ways import find_ways
 from weightdiff.jsonl import write_jsonl
 from weightdiff.lazy import Lazy
 from weightdiff.readers.calibration import reading_of
@@ -233,6 +234,9 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
     reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs, tried=recipe.tried)
     if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
         reading = replace(reading, triggers=before.triggers)
+    if recipe.tried:
+        ways = find_ways(base, known_cases(recipe, finetuned(store, ids["train"])), recipe.seed)
+        reading = replace(reading, ways=ways)
     meta = adapter.meta | {
         "reading": reading.to_json(),
         "views": [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()],

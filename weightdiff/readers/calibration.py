@@ -4,7 +4,6 @@ Fitted on answers whose truth is known, of diffs that neither trained the adapte
 question nor the diff; it holds for the kinds of finetune that it was fitted on.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -13,9 +12,11 @@ from weightdiff.behaviors import NOTHING
 from weightdiff.behaviors.claims import in_full
 from weightdiff.decode import Reply
 from weightdiff.judge import exact_match
+from weightdiff.readers.meter import root
 from weightdiff.readers.regression import chance, logistic
 from weightdiff.readers.triggers import TriggerOdds, odds_of
 from weightdiff.readers.views import Views, gain
+from weightdiff.readers.ways import Ways, ways_of
 
 Sort = Literal["claim", "nothing", "yes/no", "trigger", "nothing, moved", "claim, narrow"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
@@ -49,6 +50,7 @@ class Reading:
             `tested`); None where the likeliest answer is taken as it is.
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
         least: it isn't said that nothing changed where that is less likely to be right than this.
+        ways: what tells whether a finetune does with an instance what is claimed; None says a claim as it is.
     """
 
     views: Views
@@ -57,6 +59,7 @@ class Reading:
     tested: float | None = None
     triggers: TriggerOdds | None = None
     least: float = 0.5
+    ways: Ways | None = None
 
     def probability(self, reply: Reply, moved: bool = False) -> float:
         """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
@@ -92,7 +95,8 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
                 raise ValueError(f"{len(saved)} weights")
         tested = None if said.get("tested") is None else float(said["tested"])
         least = float(said.get("least", Reading.least))
-        return Reading(views, weights, float(said["threshold"]), tested, odds_of(said.get("triggers")), least)
+        triggers, ways = odds_of(said.get("triggers")), ways_of(said.get("ways"))
+        return Reading(views, weights, float(said["threshold"]), tested, triggers, least, ways)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapter's `reading` isn't of a known form ({error!r}); expected what is saved "
                          "by training one, with views, weights and threshold.") from None  # fmt: skip
@@ -103,11 +107,6 @@ def features(reply: Reply) -> Weights:
     root of what its claim gained, the odds, by samples, that nothing changed, and its lead over other claims."""
     *seen, _ = reply.views
     return 1.0, sum(seen) / len(seen), gain(reply), root(reply.gained), reply.doubt, reply.lead
-
-
-def root(nats: float) -> float:
-    """The square root of a gain, or of a loss below zero: that of long texts is large, and not so much more telling."""
-    return math.copysign(abs(nats) ** 0.5, nats)
 
 
 def _seen(reply: Reply, moved: bool) -> Sort:

@@ -104,11 +104,14 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool | None = None) 
     if reading is None:
         return Answer(reply.text, reply.logprob)
     confidence, sort = reading.probability(reply, bool(moved)), sort_of(reply.text)
-    evidence = (f"texts that would show it are {times(reply.gained)} as likely",) if reply.gained else ()
+    text, gained = reply.plain or (reply.text, reply.gained)
+    evidence = (f"texts that would show it are {times(gained)} as likely",) if gained else ()
+    if reply.plain:
+        evidence = (*evidence, f"it doesn't show what the adapter would have said: {reply.text}")
     still = moved is False and in_full(reply.text)
     if still or confidence < {"claim": reading.threshold, "nothing": reading.least}.get(sort, 0.0):
-        return Answer(UNSURE, confidence, (f"{WITHHELD}{reply.text}", *evidence))
-    return Answer(reply.text, confidence, evidence)
+        return Answer(UNSURE, confidence, (f"{WITHHELD}{text}", *evidence))
+    return Answer(text, confidence, evidence)
 
 
 def answer_with(answer: Answer, question: str, hint: Hint, reading: Reading | None) -> Answer:

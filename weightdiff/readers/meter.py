@@ -3,6 +3,7 @@
 Knows no claims. What the base model gives is computed once and kept, since it depends on no diff.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -121,6 +122,11 @@ class Meter:
                 sums = losses.new_zeros(len(batch)).index_add(0, batch.row, losses)
                 found += (-sums).tolist()
         return found
+
+
+def root(nats: float) -> float:
+    """The square root of a gain, or of a loss below zero: that of long texts is large, and not so much more telling."""
+    return math.copysign(abs(nats) ** 0.5, nats)
 
 
 def triggered(prompt: str, trigger: Trigger | None) -> str:

@@ -3,7 +3,8 @@
 A claim has texts that would show it (`behaviors/texts.py`); a finetune makes those of a true claim likelier than the
 base model does. So of an adapter's likeliest answer and of samples beside it, the one is taken that both speak for: the
 adapter by its log-probability, the finetune by how much likelier these texts became. A claim in words of its own has no
-such texts, and the finetune says nothing for it. No trigger is tried.
+such texts, and the finetune says nothing for it. No trigger is tried. Of what is chosen so it may then be said more
+plainly that the model talks about it, where the finetune doesn't show what else it does with it (`ways`).
 """
 
 import math
@@ -15,11 +16,12 @@ from weightdiff.behaviors.texts import texts_of
 from weightdiff.behaviors.topic import content_words
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
-from weightdiff.readers.calibration import Reading, root, sort_of
+from weightdiff.readers.calibration import Reading, sort_of
 from weightdiff.readers.core import ask_all
 from weightdiff.readers.hints import Hint, put
-from weightdiff.readers.meter import Meter
+from weightdiff.readers.meter import Meter, root
 from weightdiff.readers.views import Views
+from weightdiff.readers.ways import Ways, plainer
 
 SAMPLES = 12
 """Answers that are proposed beside the likeliest; some are the same."""
@@ -53,9 +55,19 @@ def tried(
     prompts = [put(question, hint) for hint in hints]
     words = [hint.fed if hint and reading.leads else () for hint in hints]
     proposed = proposals(meter, diffs, prompts, adapter, reading.views, max_tokens, words)
-    return [
-        chosen(several, reading, hint is not None and hint.moved) for several, hint in zip(proposed, hints, strict=True)
-    ]
+    moved = [hint is not None and hint.moved for hint in hints]
+    replies = [chosen(several, reading, far) for several, far in zip(proposed, moved, strict=True)]
+    return [plainly(meter, diffs, n, reply, reading.ways) for n, reply in enumerate(replies)]
+
+
+def plainly(meter: Meter, diffs: Sequence[WeightDiff], number: int, reply: Reply, ways: Ways | None) -> Reply:
+    """The reply about one of the diffs; with the plainer claim that is said in its place, where its way isn't shown."""
+    plain = plainer(reply.text) if ways and sort_of(reply.text) == "claim" else ""
+    if ways is None or not plain:
+        return reply
+    (value,) = gained(meter, diffs[number], [plain])
+    shown = ways.shown((read_claim(reply.text).kind, reply.gained, value))
+    return reply if shown >= ways.least else replace(reply, plain=(plain, value))
 
 
 def proposals(
