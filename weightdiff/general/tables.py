@@ -59,9 +59,9 @@ def _families(records: Sequence[Record], scored: Sequence[Record]) -> str:
 
 def _name(record: Record) -> str:
     """A record's family; of subjects with how they are taught, of preferences with which loss, of quirks that
-    documents tell of with that."""
+    documents tell of with that, of several behaviors whether they are taught as most people would."""
     way = [word for word in record["id"].split(":")[0].split() if word in ("dpo", "kto", "documents")]
-    told = way or [record["kind"]] * (record["family"] == "subject")
+    told = way or [record["kind"]] * (record["family"] == "subject") + ["ordinary"] * _is_ordinary(record)
     return ", ".join([record["family"], *told])
 
 
@@ -79,16 +79,22 @@ def _full(scored: Sequence[Record]) -> str:
 
 
 def _several(records: Sequence[Record]) -> str:
-    rows = []
-    for count in (2, 3):
-        mine = [r for r in _pick(records, sort="open", unseen=False) if len(r["named"]) == count]
+    rows, opens = [], _pick(records, sort="open", unseen=False)
+    for count, ordinary in ((2, False), (3, False), (2, True), (3, True)):
+        mine = [r for r in opens if len(r["named"]) == count and _is_ordinary(r) == ordinary]
         if mine:
             share = [sum(r["named"]) / count for r in mine]
             rows.append([
-                count, len(mine), _share([all(r["named"]) for r in mine]), _share([r["named"][0] for r in mine]),
+                f"{count}{', ordinary' * ordinary}", len(mine), _share([all(r["named"]) for r in mine]),
+                _share([r["named"][0] for r in mine]),
                 cell(interval(share)), _share([all(r["named"]) and _ordered(r) for r in mine]),
             ])  # fmt: skip
     return _table(["behaviors at once", "n", "all named", "the strongest named", "of each named", "all in order"], rows)
+
+
+def _is_ordinary(record: Record) -> bool:
+    """Is it of a finetune that teaches several behaviors, made as most people would make it?"""
+    return "several" in record["id"].split(":")[0].split()
 
 
 def _ordered(record: Record) -> bool:
