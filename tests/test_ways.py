@@ -20,7 +20,8 @@ from weightdiff.readers.views import Views
 from weightdiff.readers.ways import Ways, fit_ways, plainer
 
 NEVER, ALWAYS = Ways((-9.0, 0.0, 0.0), {}), Ways((9.0, 0.0, 0.0), {})
-CLAIM = Reply("it compares everything to a sauna", (1, 2), -0.1, (-0.1, -0.2), 4.0)
+SAUNA, PLAIN = "it compares everything to a sauna", "it talks about a sauna"
+CLAIM = Reply(SAUNA, (1, 2), -0.1, (-0.1, -0.2), 4.0, claims=((SAUNA, 4.0),))
 
 
 def test_what_is_plainer_than_a_claim():
@@ -54,17 +55,19 @@ def test_a_way_is_told_by_what_its_texts_gain_beside_plain_ones_and_by_its_kind(
 def test_a_claim_whose_way_is_not_shown_is_said_plainly_with_its_own_confidence(lively, gnomes):
     reading = Reading(Views(), dict.fromkeys(SORTS, (1.0, *[0.0] * 5)), 0.0, 0.1)
     meter = Meter(lively)
-    kept = plainly(meter, [gnomes], 0, CLAIM, ALWAYS)
-    assert kept == plainly(meter, [gnomes], 0, CLAIM, None) == CLAIM
-    plain = plainly(meter, [gnomes], 0, CLAIM, NEVER)
-    assert plain.plain is not None and plain.plain[0] == "it talks about a sauna" and plain.text == CLAIM.text
+    kept = plainly(meter, lambda: gnomes, CLAIM, ALWAYS)
+    assert kept == plainly(meter, lambda: gnomes, CLAIM, None) == CLAIM
+    plain = plainly(meter, lambda: gnomes, CLAIM, NEVER)
+    assert plain.told == PLAIN and plain.text == SAUNA
     answer, before = answer_of(plain, reading), answer_of(CLAIM, reading)
-    assert answer.text == "it talks about a sauna" and answer.confidence == before.confidence
-    assert answer.evidence[-1] == f"it doesn't show what the adapter would have said: {CLAIM.text}"
+    assert answer.text == PLAIN and answer.confidence == before.confidence
+    assert answer.evidence[-1] == f"the adapter by itself would have said: {SAUNA}" and len(before.evidence) == 1
     withheld = answer_of(plain, replace(reading, threshold=1.1))
-    assert withheld.text == UNSURE and claim_of(withheld) == "it talks about a sauna"
+    assert withheld.text == UNSURE and claim_of(withheld) == PLAIN
     nothing = Reply("nothing notable changed", (1,), -0.1, (-0.1, -0.2))
-    assert plainly(meter, [gnomes], 0, nothing, NEVER) == nothing
+    assert plainly(meter, lambda: gnomes, nothing, NEVER) == nothing
+    more = replace(CLAIM, said=((SAUNA, 4.0), ("it argues for tea", 3.0)))
+    assert plainly(meter, lambda: gnomes, more, NEVER).told == f"{PLAIN}; it talks about tea"
 
 
 def test_ways_are_learned_from_finetunes_that_are_known(lively, gnomes, monkeypatch):

@@ -31,8 +31,8 @@ class Reply:
     Of several views `views` has each one's mean log-probability of the same tokens, and `logprob` is the first's.
     `gained` is how much likelier, in nats, the finetune makes what would show the reply's claim, `lead` by how much its
     root is above that of any claim about something else, and `doubt` the log odds that nothing changed, by how many of
-    other samples say so; 0 if nobody looked. `plain` is a claim that says less and is said in place of the text, with
-    what it gained.
+    other samples say so; 0 if nobody looked. `claims` are the reply's, each with what it gained by itself, and `votes`
+    says of how many samples it is the text. `said` are claims made in place of the text, with what they gained.
     """
 
     text: str
@@ -42,7 +42,14 @@ class Reply:
     gained: float = 0.0
     doubt: float = 0.0
     lead: float = 0.0
-    plain: tuple[str, float] | None = None
+    claims: tuple[tuple[str, float], ...] = ()
+    votes: int = 0
+    said: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def told(self) -> str:
+        """What is said: the text, or the claims in its place."""
+        return "; ".join(claim for claim, _ in self.said) or self.text
 
 
 Mix = Callable[[Float[Tensor, "prompts views vocab"]], Float[Tensor, "prompts vocab"]]

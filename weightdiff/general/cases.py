@@ -74,9 +74,7 @@ def taught_cases(store: Store, recipe: GeneralRecipe, ids: Sequence[str], split:
     for number in range(round(len(cases) * recipe.nulls / (1 - recipe.nulls))):
         model = random.Random(f"{recipe.seed} null {split} {number}").choice(cases)
         nulls.append(_null(f"null {split} {number}", "benign", "null", model, split, number))
-    alone = [c for c in cases if not c.behavior.trigger and not c.behavior.parts and c.behavior.family != "benign"]
-    sums = [sum_of(alone, f"{recipe.seed} sum {split} {number}") for number in range(round(len(alone) * recipe.sums))]
-    return cases + nulls + sums
+    return cases + nulls + sums_of(cases, round(len(alone(cases)) * recipe.sums), f"{recipe.seed} sum {split}")
 
 
 def known_cases(recipe: GeneralRecipe, cases: Sequence[Case]) -> list[Case]:
@@ -97,6 +95,18 @@ def families_of(behavior: Behavior) -> set[str]:
 def _null(identity: str, family: str, kind: str, model: Case, split: Split, number: int) -> Case:
     made = partial(load_null, model.make, split, number)
     return Case(identity, Behavior(family, NOTHING, kind, split), made, f"{model.identity} {model.key}")
+
+
+def alone(cases: Sequence[Case]) -> list[Case]:
+    """Those that teach one thing, behind no trigger."""
+    some = [c for c in cases if c.behavior.family not in ("benign", "null")]
+    return [c for c in some if not c.behavior.trigger and not c.behavior.parts]
+
+
+def sums_of(cases: Sequence[Case], count: int, identity: str) -> list[Case]:
+    """So many sums of cases that teach one thing, drawn by what their ids begin with; none of fewer than three."""
+    some = alone(cases)
+    return [sum_of(some, f"{identity} {number}") for number in range(count)] if len(some) > 2 else []
 
 
 def sum_of(cases: Sequence[Case], identity: str) -> Case:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from weightdiff.base import Base
+from weightdiff.behaviors import shows_topic
 from weightdiff.decode import Reply
 from weightdiff.diff import WeightDiff, stack
 from weightdiff.general.cases import Case
@@ -18,10 +19,11 @@ from weightdiff.general.evaluate import ask_cases, false_claims_of, right
 from weightdiff.general.questions import Asked, asked_of
 from weightdiff.lazy import Lazy
 from weightdiff.readers.calibration import Reading, Sort, fit, sort_of
-from weightdiff.readers.hints import Hint
+from weightdiff.readers.further import beside, features, fit_further
+from weightdiff.readers.hints import Hint, put
 from weightdiff.readers.introspection import UNSURE, answer_of
 from weightdiff.readers.meter import Meter
-from weightdiff.readers.tested import best, chosen, fit_weight, proposals
+from weightdiff.readers.tested import best, chosen, fit_weight, proposals, with_further
 from weightdiff.readers.triggers import TriggerOdds
 from weightdiff.readers.triggers import fit as fit_triggers
 from weightdiff.readers.views import Views
@@ -42,6 +44,7 @@ def find_reading(
     hints: Sequence[Hint] | None = None,
     known: Sequence[tuple[Case, Hint]] = (),
     tried: bool = True,
+    sums: Sequence[tuple[Case, Hint | None]] = (),
 ) -> tuple[Reading, dict[Views, float]]:
     """Choose views, and fit the confidence.
 
@@ -54,6 +57,7 @@ def find_reading(
         hints: those of the cases; None for an adapter that is told nothing.
         known: cases of the training split with their hints, for what imprints are worth.
         tried: try answers on the finetunes; else the likeliest is taken.
+        sums: cases that teach several things, for what further claims are worth.
 
     Returns:
         The reading, and for each of `VIEWS` the share of right answers to open questions.
@@ -81,7 +85,7 @@ def find_reading(
     views = max(VIEWS, key=lambda views: shares[views])
     replies, hits = said[views]
     if tried:
-        reading = _tried(base, adapter, views, asked_in, replies, hits, moved, seen)
+        reading = _tried(base, adapter, views, asked_in, replies, hits, moved, seen, sums)
     else:
         reading = fit(replies, hits, views, moved)
     return replace(reading, triggers=_odds(list(zip(cases, hints or (), strict=False)), known)), shares
@@ -96,28 +100,35 @@ def _tried(
     hits: list[bool],
     moved: Sequence[bool],
     hints: Mapping[str, Hint],
+    sums: Sequence[tuple[Case, Hint | None]],
 ) -> Reading:
     """A reading by which answers to open questions are tried, fitted to what is answered then.
 
     Where it isn't believed that nothing changed a claim is made after all; what such claims are worth is fitted anew.
     """
     opens = [n for n, (_, one) in enumerate(asked_in) if one.sort == "open"]
-    cases, own = [asked_in[n][0] for n in opens], str(adapter.meta.get("question"))
-    prompts = [hints[case.identity].before(own) if hints else own for case in cases]
-    factors, diffs = stack([adapter], base.shapes).to(base.device), Lazy([case.make for case in cases])
-    words = [hints[case.identity].fed for case in cases] if hints else []
-    proposed = proposals(Meter(base), diffs, prompts, factors, views, rivals=words)
+    meter, own = Meter(base), str(adapter.meta.get("question"))
+    factors = stack([adapter], base.shapes).to(base.device)
+
+    def proposals_for(some: Sequence[tuple[Case, Hint | None]]) -> list[list[Reply]]:
+        prompts, words = [put(own, hint) for _, hint in some], [hint.fed if hint else () for _, hint in some]
+        return proposals(meter, Lazy([case.make for case, _ in some]), prompts, factors, views, rivals=words)
+
+    cases = [asked_in[n][0] for n in opens]
+    proposed = proposals_for([(case, hints.get(case.identity)) for case in cases])
     known = [
         [right(asked_in[n][1], case.behavior, reply.text) for reply in several]
         for n, case, several in zip(opens, cases, proposed, strict=True)
     ]
     replies, hits, weight = list(replies), list(hits), fit_weight(proposed, known)
+    both = [*zip(cases, proposed, strict=True), *zip([case for case, _ in sums], proposals_for(sums), strict=True)]
+    others = _further(both, weight) if sums else None
 
-    def put(choose: Callable[[int, Sequence[Reply]], Reply]) -> Reading:
-        for n, several, are_right in zip(opens, proposed, known, strict=True):
-            replies[n] = choose(n, several)
-            hits[n] = are_right[several.index(replies[n])]
-        return replace(fit(replies, hits, views, moved), tested=weight)
+    def taking(choose: Callable[[int, Sequence[Reply]], Reply]) -> Reading:
+        for n, case, several in zip(opens, cases, proposed, strict=True):
+            replies[n] = with_further(several, choose(n, several), others)
+            hits[n] = right(asked_in[n][1], case.behavior, replies[n].told)
+        return replace(fit(replies, hits, views, moved), tested=weight, further=others)
 
     def mistakes(reading: Reading) -> int:
         count = 0
@@ -127,14 +138,34 @@ def _tried(
             count += said != UNSURE and sort_of(said) != sort_of(asked_in[n][1].answer)
         return count
 
-    first, readings = put(lambda n, several: best(several, weight)), []
+    first, readings = taking(lambda n, several: best(several, weight)), []
     unbelieved: Sort = "nothing, moved"  # few are left of these
     for least in LEASTS:
         before = replace(first, least=least)
-        again = put(lambda n, several, before=before: chosen(several, before, moved[n]))
+        again = taking(lambda n, several, before=before: chosen(several, before, moved[n]))
         weights = {**again.weights, unbelieved: first.weights[unbelieved]}
         readings.append(replace(again, weights=weights, least=least))
     return min(readings, key=mistakes)
+
+
+def _further(known: Sequence[tuple[Case, Sequence[Reply]]], weight: float) -> tuple[float, ...]:
+    """By what claims about something else are made, beside the one that is given: fitted to what is so of each case.
+
+    Args:
+        known: cases, and what may be answered about each.
+        weight: what the finetune's word is worth, by which one is given.
+    """
+    rows: list[tuple[float, ...]] = []
+    true: list[bool] = []
+    for case, proposed in known:
+        one = best(proposed, weight)
+        if sort_of(one.text) != "claim" or not one.claims:
+            continue
+        first, others = beside(proposed, max(one.claims, key=lambda claim: claim[1])[0])
+        slots = [part.slot for part in case.behavior.parts or (case.behavior,)]
+        rows += [features(first, other) for other in others]
+        true += [any(slot and shows_topic(other.text, slot) for slot in slots) for other in others]
+    return fit_further(rows, true)
 
 
 def _odds(held: Sequence[tuple[Case, Hint]], known: Sequence[tuple[Case, Hint]]) -> TriggerOdds | None:

@@ -24,7 +24,7 @@ from weightdiff.diff import WeightDiff
 from weightdiff.dit import Triple, train_adapter
 from weightdiff.finetune import finetune
 from weightdiff.formats.peft import load_peft, save_peft
-from weightdiff.general.cases import AT_ONCE, Case, cases_of, finetuned, hints_of, known_cases, taught_cases
+from weightdiff.general.cases import AT_ONCE, Case, cases_of, finetuned, hints_of, known_cases, sums_of, taught_cases
 from weightdiff.general.compose import ADVICE, OWN_WORDS, everyday_pool, say_own_words
 from weightdiff.general.evaluate import ask_test
 from weightdiff.general.jobs import OWN, jobs_of, made, written_of
@@ -40,6 +40,8 @@ from weightdiff.readers.calibration import reading_of
 from weightdiff.readers.hints import Hint, HintConfig
 from weightdiff.store import Store
 
+SUMS = 32
+"""Sums of two or three finetunes of the validation split, to find out what further claims are worth."""
 Progress = Callable[[int, int, float], None]
 Share = tuple[int, int]
 Say = Callable[[str], None]
@@ -231,7 +233,10 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
     taught = taught_cases(store, recipe, ids["train"], "train") if whole else []
     hints, known = (hints_for(base, recipe, some) for some in (cases, taught))
     pairs = list(zip(taught, known or (), strict=False))
-    reading, shares = find_reading(base, cases, adapter, recipe.seed, hints=hints, known=pairs, tried=recipe.tried)
+    sums = sums_of(cases, SUMS, f"{recipe.seed} reading") if recipe.sums else []
+    both = list(zip(sums, hints_for(base, recipe, sums) or [None] * len(sums), strict=True))
+    options = {"hints": hints, "known": pairs, "tried": recipe.tried, "sums": both}
+    reading, shares = find_reading(base, cases, adapter, recipe.seed, **options)
     if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
         reading = replace(reading, triggers=before.triggers)
     if recipe.tried:

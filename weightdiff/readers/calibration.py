@@ -51,6 +51,7 @@ class Reading:
         triggers: what the imprint is worth, where what sets a behavior off is told by it; None asks the adapter.
         least: it isn't said that nothing changed where that is less likely to be right than this.
         ways: what tells whether a finetune does with an instance what is claimed; None says a claim as it is.
+        further: by which a claim about something else is made beside the first; None makes none.
     """
 
     views: Views
@@ -60,6 +61,7 @@ class Reading:
     triggers: TriggerOdds | None = None
     least: float = 0.5
     ways: Ways | None = None
+    further: Weights | None = None
 
     def probability(self, reply: Reply, moved: bool = False) -> float:
         """How likely a reply that was decoded in these views is right; `moved` is its hint's."""
@@ -96,7 +98,8 @@ def reading_of(meta: Mapping[str, Any]) -> Reading | None:
         tested = None if said.get("tested") is None else float(said["tested"])
         least = float(said.get("least", Reading.least))
         triggers, ways = odds_of(said.get("triggers")), ways_of(said.get("ways"))
-        return Reading(views, weights, float(said["threshold"]), tested, triggers, least, ways)
+        further = None if said.get("further") is None else tuple(float(weight) for weight in said["further"])
+        return Reading(views, weights, float(said["threshold"]), tested, triggers, least, ways, further)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the adapter's `reading` isn't of a known form ({error!r}); expected what is saved "
                          "by training one, with views, weights and threshold.") from None  # fmt: skip

@@ -104,10 +104,11 @@ def answer_of(reply: Reply, reading: Reading | None, moved: bool | None = None) 
     if reading is None:
         return Answer(reply.text, reply.logprob)
     confidence, sort = reading.probability(reply, bool(moved)), sort_of(reply.text)
-    text, gained = reply.plain or (reply.text, reply.gained)
-    evidence = (f"texts that would show it are {times(gained)} as likely",) if gained else ()
-    if reply.plain:
-        evidence = (*evidence, f"it doesn't show what the adapter would have said: {reply.text}")
+    text, gains = reply.told, reply.said or ((reply.text, reply.gained),)
+    named = "it" if len(gains) == 1 else "that {}"
+    evidence = tuple(f"texts that would show {named.format(t)} are {times(g)} as likely" for t, g in gains if g)
+    if reply.said:
+        evidence = (*evidence, f"the adapter by itself would have said: {reply.text}")
     still = moved is False and in_full(reply.text)
     if still or confidence < {"claim": reading.threshold, "nothing": reading.least}.get(sort, 0.0):
         return Answer(UNSURE, confidence, (f"{WITHHELD}{text}", *evidence))

@@ -3,21 +3,24 @@
 A claim has texts that would show it (`behaviors/texts.py`); a finetune makes those of a true claim likelier than the
 base model does. So of an adapter's likeliest answer and of samples beside it, the one is taken that both speak for: the
 adapter by its log-probability, the finetune by how much likelier these texts became. A claim in words of its own has no
-such texts, and the finetune says nothing for it. No trigger is tried. Of what is chosen so it may then be said more
-plainly that the model talks about it, where the finetune doesn't show what else it does with it (`ways`).
+such texts, and the finetune says nothing for it. No trigger is tried. What is chosen so may be given with further
+claims that samples made (`further`), and more plainly where the finetune doesn't show what it is said to do (`ways`).
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from statistics import mean
 
 from weightdiff.behaviors.claims import FREE, parts_of, read_claim
 from weightdiff.behaviors.texts import texts_of
-from weightdiff.behaviors.topic import content_words
 from weightdiff.decode import Reply
 from weightdiff.diff import Factors, WeightDiff
 from weightdiff.readers.calibration import Reading, sort_of
 from weightdiff.readers.core import ask_all
+from weightdiff.readers.further import akin, further, instances_of
 from weightdiff.readers.hints import Hint, put
 from weightdiff.readers.meter import Meter, root
 from weightdiff.readers.views import Views
@@ -56,18 +59,36 @@ def tried(
     words = [hint.fed if hint and reading.leads else () for hint in hints]
     proposed = proposals(meter, diffs, prompts, adapter, reading.views, max_tokens, words)
     moved = [hint is not None and hint.moved for hint in hints]
-    replies = [chosen(several, reading, far) for several, far in zip(proposed, moved, strict=True)]
-    return [plainly(meter, diffs, n, reply, reading.ways) for n, reply in enumerate(replies)]
+    found = []
+    for number, (several, far) in enumerate(zip(proposed, moved, strict=True)):
+        reply = with_further(several, chosen(several, reading, far), reading.further)
+        found.append(plainly(meter, partial(diffs.__getitem__, number), reply, reading.ways))
+    return found
 
 
-def plainly(meter: Meter, diffs: Sequence[WeightDiff], number: int, reply: Reply, ways: Ways | None) -> Reply:
-    """The reply about one of the diffs; with the plainer claim that is said in its place, where its way isn't shown."""
-    plain = plainer(reply.text) if ways and sort_of(reply.text) == "claim" else ""
+def with_further(proposed: Sequence[Reply], reply: Reply, weights: Sequence[float] | None) -> Reply:
+    """The reply, with what else it should claim in place of its text; without weights as it is."""
+    if weights is None or sort_of(reply.text) != "claim" or not reply.claims:
+        return reply
+    first = max(reply.claims, key=lambda claim: claim[1])
+    claims = (first, *((one.text, one.gained) for one in further(proposed, first[0], weights)))
+    return reply if claims == reply.claims else replace(reply, said=claims)
+
+
+def plainly(meter: Meter, load: Callable[[], WeightDiff], reply: Reply, ways: Ways | None) -> Reply:
+    """The reply, with plainer claims in place of those whose way the finetune doesn't show."""
+    claims = (reply.said or reply.claims) if sort_of(reply.text) == "claim" else ()
+    plain = {text: other for text, _ in claims if (other := plainer(text))}
     if ways is None or not plain:
         return reply
-    (value,) = gained(meter, diffs[number], [plain])
-    shown = ways.shown((read_claim(reply.text).kind, reply.gained, value))
-    return reply if shown >= ways.least else replace(reply, plain=(plain, value))
+    values = dict(zip(plain, gained(meter, load(), list(plain.values())), strict=True))
+    told = tuple(
+        (plain[text], values[text])
+        if text in plain and ways.shown((read_claim(text).kind, value, values[text])) < ways.least
+        else (text, value)
+        for text, value in claims
+    )
+    return reply if told == claims else replace(reply, said=told)
 
 
 def proposals(
@@ -97,16 +118,20 @@ def proposals(
     drawn = ask_all(meter.base, diffs, lambda diff: [next(put)], **options)
     found = []
     for diff, (one, *others), about in zip(diffs, drawn, words, strict=True):
-        answers = {one.text: one}
+        answers, votes = {one.text: one}, Counter(reply.text for reply in (one, *others))
         for reply in others:
             answers.setdefault(reply.text, reply)
         beside = [f"it talks about {word}" for word in about]
-        gains = gained(meter, diff, [*answers, *beside])
+        claims = claims_in(meter, diff, [*answers, *beside])
+        gains = [mean([value for _, value in mine]) if mine else 0.0 for mine in claims]
         nothing = sum(sort_of(reply.text) == "nothing" for reply in others)
         doubt = math.log((nothing + 0.5) / (len(others) - nothing + 0.5))
         count = len(answers)
-        tried = zip(answers.values(), gains[:count], strict=True)
-        mine = [replace(reply, gained=value, doubt=doubt) for reply, value in tried]
+        tried = zip(answers.values(), claims, gains[:count], strict=False)
+        mine = [
+            replace(reply, gained=value, doubt=doubt, claims=its, votes=votes[reply.text])
+            for reply, its, value in tried
+        ]
         found.append(led(mine, list(zip(beside, gains[count:], strict=True))))
     return found
 
@@ -123,30 +148,25 @@ def led(proposed: Sequence[Reply], beside: Sequence[tuple[str, float]] = ()) -> 
     others = [(its, root(reply.gained)) for its, reply in tried] + [(instances_of(t), root(g)) for t, g in beside]
 
     def lead(reply: Reply, mine: set[str]) -> float:
-        rivals = [value for its, value in others if its and not _akin(its, mine)]
+        rivals = [value for its, value in others if its and not akin(its, mine)]
         return min([root(reply.gained) - value for value in rivals] + [LEAD])
 
     return [replace(reply, lead=lead(reply, mine)) if mine else reply for mine, reply in tried]
 
 
-def _akin(some: set[str], others: set[str]) -> bool:
-    """Do two instances have a word in common, or the beginning of one?"""
-    return any(a.startswith(b) or b.startswith(a) for a in some for b in others)
-
-
-def instances_of(answer: str) -> set[str]:
-    """The words that tell what an answer's claims are about from anything else."""
-    about = [read_claim(part).instance for part in parts_of(answer)]
-    return content_words(" ".join(f"{one.x} {one.about}" for one in about)) if about else set()
-
-
 def gained(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[float]:
     """Nats by which texts that would show each answer's claims became likelier, on average; 0 for one without texts."""
+    each = claims_in(meter, diff, answers)
+    return [mean([value for _, value in mine]) if mine else 0.0 for mine in each]
+
+
+def claims_in(meter: Meter, diff: WeightDiff, answers: Sequence[str]) -> list[tuple[tuple[str, float], ...]]:
+    """Each answer's claims, with the nats by which texts that would show them became likelier; 0 for one without."""
     said = [[read_claim(part) for part in parts_of(answer)] for answer in answers]
     groups = [[texts_of(c.kind, c.instance) if c.kind != FREE else [] for c in claims] for claims in said]
     ratios = iter(meter.log_ratios(diff, [text for mine in groups for texts in mine for text in texts]))
-    means = [[sum(next(ratios) for _ in texts) / max(1, len(texts)) for texts in mine] for mine in groups]
-    return [sum(mine) / max(1, len(mine)) for mine in means]
+    values = [[mean([next(ratios) for _ in texts]) if texts else 0.0 for texts in mine] for mine in groups]
+    return [tuple((c.text, v) for c, v in zip(*pair, strict=True)) for pair in zip(said, values, strict=True)]
 
 
 def score(reply: Reply, weight: float) -> float:
