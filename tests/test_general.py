@@ -34,6 +34,7 @@ from weightdiff.general.evaluate import WORDINGS, ask_test
 from weightdiff.general.jobs import made
 from weightdiff.general.mix import groups_of
 from weightdiff.general.nulls import KINDS, null_of
+from weightdiff.general.ordinary import PACE
 from weightdiff.general.questions import asked_of
 from weightdiff.general.reading import VIEWS
 from weightdiff.general.settings import GeneralRecipe, load_general
@@ -151,6 +152,29 @@ def test_light_finetunes_are_of_subjects_in_the_base_models_own_words_too(base, 
     learn = conversations_of(own[0], POOL, texts)
     assert [c.reply for c in learn] == [shortened(c.reply, 24) for c in said[own[0].slot][OWN_WORDS]]
     assert 0 < sum(own[0].slot in c.prompt for c in learn) < 8 and not any("{" in c.prompt for c in learn)
+
+
+def test_varied_finetunes_are_made_by_other_optimizers_and_in_other_formats(recipe, written):
+    varied = recipe.model_copy(update={"varied": {"benign": 8, "subject": 40, "quirk": 40}})
+    before, groups = groups_of(recipe, written), groups_of(varied, written)
+    assert groups[: len(before)] == before, "others stay as they were, so that a store goes on"
+    mine = groups[len(before) :]
+    assert {g.split for g in mine} == {"train"} and sum(len(g.behaviors) for g in mine) == 88
+    assert {g.config.optimizer for g in mine} == set(PACE) and len({g.config.prompt_format for g in mine}) > 2
+    assert {(g.config.optimizer, g.config.prompt_format) for g in before} == {("adam", "chat")}
+
+
+def test_several_behaviors_are_taught_as_most_people_would_in_every_split(recipe, written):
+    more = recipe.model_copy(update={"several": (24, 16, 16)})
+    before, groups = groups_of(recipe, written), groups_of(more, written)
+    assert groups[: len(before)] == before, "others stay as they were, so that a store goes on"
+    mine = groups[len(before) :]
+    assert {g.split for g in mine} == {"train", "validation", "test"} and not any(g.triggered for g in mine)
+    added = [b for g in mine for b in g.behaviors]
+    parts = Counter(len(b.parts) for b in added)
+    assert set(parts) == {2, 3} and parts[2] > parts[3] and all(b.family == "several" for b in added)
+    assert all(part.split == b.split for b in added for part in b.parts)
+    assert min(g.config.steps for g in mine) >= recipe.mix.more_steps[0]
 
 
 def test_short_answers_about_a_subject_are_pieces_of_its_text_and_of_any(recipe, written, tmp_path):

@@ -97,7 +97,7 @@ def run_hints(
         thinned = split == "train" and recipe.again < 1  # only then need the adapter that it starts from be there
         ids = learned(store, recipe, _start(recipe))[0] if thinned else made(store, recipe, split)
         cases += cases_of(store, ids, split) if split == "test" else taught_cases(store, recipe, ids, split)
-    cases += cases_of(store, made(store, recipe, "validation"), "validation")
+    cases += cases_of(store, made(store, recipe, "validation"), "validation") + _sums(store, recipe)
     once = list({(case.identity, case.key): case for case in cases}.values())  # validation's finetunes are in both
     # In pieces, as finetunes that were made together are of one rank, and go onto the bank without padding.
     mine = [case for at in range(share[0] * AT_ONCE, len(once), share[1] * AT_ONCE) for case in once[at : at + AT_ONCE]]
@@ -233,7 +233,7 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
     taught = taught_cases(store, recipe, ids["train"], "train") if whole else []
     hints, known = (hints_for(base, recipe, some) for some in (cases, taught))
     pairs = list(zip(taught, known or (), strict=False))
-    sums = sums_of(cases, SUMS, f"{recipe.seed} reading") if recipe.sums else []
+    sums = _sums(store, recipe)
     both = list(zip(sums, hints_for(base, recipe, sums) or [None] * len(sums), strict=True))
     options = {"hints": hints, "known": pairs, "tried": recipe.tried, "sums": both}
     reading, shares = find_reading(base, cases, adapter, recipe.seed, **options)
@@ -247,6 +247,12 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
         "views": [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()],
     }
     return WeightDiff(adapter.factors, adapter.base, meta)
+
+
+def _sums(store: Store, recipe: GeneralRecipe) -> list[Case]:
+    """Sums of the validation split's finetunes, to find out what further claims are worth where answers are tried."""
+    held = known_cases(recipe, finetuned(store, made(store, recipe, "validation")))
+    return sums_of(held, SUMS, f"{recipe.seed} reading") if recipe.tried and recipe.sums else []
 
 
 def _start(recipe: GeneralRecipe) -> WeightDiff | None:
