@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from benchmarks import ways as counted
 from tests.conftest import random_diff
 from weightdiff.behaviors import Behavior
 from weightdiff.behaviors.kinds import kind_behaviors
@@ -48,6 +49,8 @@ def test_a_way_is_told_by_what_its_texts_gain_beside_plain_ones_and_by_its_kind(
     assert ways.shown(("fear", 40.0, 20.0)) > 0.9 > 0.1 > ways.shown(("fear", 8.0, 20.0))
     assert ways.shown(("mood", 4.0, 20.0)) > 0.5 > ways.shown(("mood", -6.0, 20.0))
     assert ways.offsets["mood"] > ways.offsets["fear"], "it shows less"
+    kept = [ways.shown(one) >= ways.least for one, true in zip(examples, shown, strict=True) if true]
+    assert kept.count(False) == 2, "a twentieth of forty"
     again = fit_ways(examples * 2, shown * 2)
     assert again.weights == pytest.approx(ways.weights, abs=0.01), "either way is as frequent as the other"
 
@@ -78,8 +81,8 @@ def test_ways_are_learned_from_finetunes_that_are_known(lively, gnomes, monkeypa
     make = partial(random_diff, lively, 1, 0)
     cases = [Case("a", comparing, make), Case("b", about, make)]
     tried = known_ways.tried_ways(lively, cases)
-    assert tried[0] == (("comparison", 9.0, 4.0), True)
-    assert len(tried) == 9 and all(not shown and gain == -5.0 for (_, gain, _), shown in tried[1:])
+    assert tried[0] == [(("comparison", 9.0, 4.0), True)] and len(tried) == 2
+    assert len(tried[1]) == 8 and all(not shown and gain == -5.0 for (_, gain, _), shown in tried[1])
     ways = known_ways.find_ways(lively, cases)
     assert ways is not None and ways.shown(("comparison", 9.0, 4.0)) > 0.5 > ways.shown(("fear", -5.0, -5.0))
     assert known_ways.find_ways(lively, cases[:1]) is None
@@ -88,3 +91,11 @@ def test_ways_are_learned_from_finetunes_that_are_known(lively, gnomes, monkeypa
     assert reading_of({"reading": saved}) == reading
     with pytest.raises(ValueError, match="isn't of a known form"):
         reading_of({"reading": saved | {"ways": {"weights": [1.0]}}})
+
+
+def test_the_benchmark_counts_ways_that_were_kept_out_of_the_fit():
+    records = [{"finetune": n, "kind": "fear", "way": 40.0 if n % 2 else -4.0, "about": 9.0, "shown": bool(n % 2)}
+               for n in range(40)]  # fmt: skip
+    found = counted.table(records)
+    assert "| claimed rightly | 20 | 20 | 1.00 [0.84, 1.00] |" in found, found
+    assert "| claimed in vain | 20 | 20 | 0.00 [0.00, 0.16] |" in found, found

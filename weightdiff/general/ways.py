@@ -33,15 +33,15 @@ def find_ways(
         seed: draws them, and the ways that are claimed of them.
         progress: called with finetunes tried, and their number.
     """
-    tried = tried_ways(base, cases, seed, progress)
+    tried = [one for mine in tried_ways(base, cases, seed, progress) for one in mine]
     examples, shown = [example for example, _ in tried], [shown for _, shown in tried]
     return fit_ways(examples, shown) if len(set(shown)) == 2 else None
 
 
 def tried_ways(
     base: Base, cases: Sequence[Case], seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[Tried]:
-    """Claims about some of the cases with what their texts gained, and whether they are shown."""
+) -> list[list[Tried]]:
+    """For each of some of the cases claims about it with what their texts gained, and whether they are shown."""
     alone = [c for c in cases if not c.behavior.trigger and not c.behavior.parts and c.behavior.slot]
     with_way = [c for c in alone if c.behavior.kind in kinds() and plainer(c.behavior.label)]
     without = [c for c in alone if c.behavior.family in ("topic", "subject")]
@@ -56,6 +56,6 @@ def tried_ways(
         claims = claims or [(name, kinds()[name].label.format(x=case.behavior.slot)) for name in mine]
         texts = dict.fromkeys(text for _, label in claims for text in (label, plainer(label)))
         gains = dict(zip(texts, gained(meter, case.make(), list(texts)), strict=True))
-        found += [((kind, gains[label], gains[plainer(label)]), shown) for kind, label in claims]
+        found.append([((kind, gains[label], gains[plainer(label)]), shown) for kind, label in claims])
         progress(number, len(chosen))
     return found

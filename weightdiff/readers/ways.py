@@ -7,7 +7,7 @@ nothing of whether the instance is right.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from weightdiff.behaviors.claims import FREE, NEWS, TOPIC, Claim, parts_of, read_claim
@@ -15,6 +15,8 @@ from weightdiff.behaviors.kinds import kinds
 from weightdiff.readers.meter import root
 from weightdiff.readers.regression import chance, logistic
 
+KEPT = 0.95
+"""Share of the claims whose way is shown that are said as they are."""
 Example = tuple[str, float, float]
 """A kind, what texts that would show a claim of it gained, and texts about its instance, in nats."""
 
@@ -76,17 +78,18 @@ def _features(example: Example) -> tuple[float, float, float]:
     return 1.0, root(way), root(about)
 
 
-def fit_ways(examples: Sequence[Example], shown: Sequence[bool], least: float = 0.5) -> Ways:
-    """What tells ways that are shown from others, as if either were as frequent.
+def fit_ways(examples: Sequence[Example], shown: Sequence[bool]) -> Ways:
+    """What tells ways that are shown from others, as if either were as frequent, and keeps nearly all of the former.
 
     Args:
         examples: claims about what finetunes are about indeed.
         shown: of each, whether it is what the finetune does.
-        least: see `Ways`.
     """
     names = sorted({kind for kind, *_ in examples})
     rows = [(*_features(one), *(float(one[0] == name) for name in names)) for one in examples]
     yes = sum(shown)
     shares = [0.5 / yes if true else 0.5 / (len(shown) - yes) for true in shown]
     weights = logistic(rows, shown, weight=shares, ridge=0.003)
-    return Ways(weights[:3], dict(zip(names, weights[3:], strict=True)), least)
+    ways = Ways(weights[:3], dict(zip(names, weights[3:], strict=True)))
+    true = sorted(ways.shown(one) for one, mine in zip(examples, shown, strict=True) if mine)
+    return replace(ways, least=true[int((1 - KEPT) * len(true))])
