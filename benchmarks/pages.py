@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import codes, hints, honesty, left_out, outside, rounds, specialists, verify
+from benchmarks import codes, hints, honesty, left_out, outside, rounds, specialists, verify, ways
 from weightdiff.bench.evaluate import cell
 from weightdiff.jsonl import read_jsonl
 
@@ -118,6 +118,11 @@ def hints_table() -> str:
     return hints.table(list(read_jsonl(RESULTS / "general" / "hints.jsonl")))
 
 
+def ways_table() -> str:
+    """Whether ways are told, from the records of `python -m benchmarks.ways`."""
+    return ways.table(list(read_jsonl(RESULTS / "general" / "ways.jsonl")))
+
+
 def codes_table() -> str:
     """Whether the right code moves a finetune further, from the records of `python -m benchmarks.codes`."""
     return codes.table(list(read_jsonl(RESULTS / "general" / "codes.jsonl")))
@@ -148,6 +153,7 @@ def filled(page: str) -> str:
     made = {
         "judges": judges_table, "speed": speed_table, "right-base": right_base_table, "checkpoints": checkpoints_table,
         "verify": verify_table, "honesty": honesty_table, "hints": hints_table, "codes": codes_table,
+        "ways": ways_table,
         "alone": partial(readers_table, "readers-alone"), "readers": partial(readers_table, "readers-all"),
         "left-out": left_out_table, "specialists": specialists_table, "routing": routing_table,
         "rounds": rounds_table,

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from benchmarks import ways as counted
+from benchmarks.plainly import said_anew
 from tests.conftest import random_diff
 from weightdiff.behaviors import Behavior
 from weightdiff.behaviors.kinds import kind_behaviors
@@ -99,3 +100,18 @@ def test_the_benchmark_counts_ways_that_were_kept_out_of_the_fit():
     found = counted.table(records)
     assert "| claimed rightly | 20 | 20 | 1.00 [0.84, 1.00] |" in found, found
     assert "| claimed in vain | 20 | 20 | 0.00 [0.00, 0.16] |" in found, found
+
+
+def test_answers_that_were_given_are_said_anew(lively, gnomes):
+    about = Behavior("topic", PLAIN, "topic", "test", None, "sauna")
+    case = Case("test 0: a", about, lambda: gnomes)
+    record = {"id": case.identity, "sort": "open", "question": "What changed?", "truth": PLAIN, "confidence": 0.4}
+    said = {"guess": SAUNA, "answer": SAUNA, "right": True, "named": [True]}
+    others = [{"id": "null 0: noise", "guess": SAUNA, "answer": SAUNA}, {"guess": "yes", "answer": "yes"}]
+    records = [record | said, record | said | {"answer": UNSURE}, record | others[0], record | said | others[1]]
+    records[3]["sort"] = "yes/no"
+    meter = Meter(lively)
+    first, unsure, other, yes = said_anew(records, [case], meter, NEVER)
+    assert first == records[0] | {"guess": PLAIN, "answer": PLAIN} and unsure == records[1] | {"guess": PLAIN}
+    assert [other, yes] == records[2:], "what isn't a claim about a case stays"
+    assert said_anew(records, [case], meter, ALWAYS) == records

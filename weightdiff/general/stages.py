@@ -239,14 +239,22 @@ def reread(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff
     reading, shares = find_reading(base, cases, adapter, recipe.seed, **options)
     if not whole and (start := _start(recipe)) and (before := reading_of(start.meta)):
         reading = replace(reading, triggers=before.triggers)
-    if recipe.tried:
-        ways = find_ways(base, known_cases(recipe, finetuned(store, ids["train"])), recipe.seed)
-        reading = replace(reading, ways=ways)
     meta = adapter.meta | {
         "reading": reading.to_json(),
         "views": [asdict(views) | {"right": round(share, 4)} for views, share in shares.items()],
     }
-    return WeightDiff(adapter.factors, adapter.base, meta)
+    again = WeightDiff(adapter.factors, adapter.base, meta)
+    return with_ways(base, recipe, again) if recipe.tried else again
+
+
+def with_ways(base: Base, recipe: GeneralRecipe, adapter: WeightDiff) -> WeightDiff:
+    """The adapter, which has a reading, with what tells ways found on finetunes of the run's training split."""
+    reading, store = reading_of(adapter.meta), Store(recipe.folder / "diffs", base.fingerprint)
+    if reading is None:
+        raise ValueError("the adapter doesn't say how it is to be read; run train, which finds out.")
+    cases = known_cases(recipe, finetuned(store, made(store, recipe, "train")))
+    reading = replace(reading, ways=find_ways(base, cases, recipe.seed))
+    return WeightDiff(adapter.factors, adapter.base, adapter.meta | {"reading": reading.to_json()})
 
 
 def _sums(store: Store, recipe: GeneralRecipe) -> list[Case]:
