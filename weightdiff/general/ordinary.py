@@ -27,12 +27,9 @@ THREE = 0.35
 
 def ordinary_groups(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
     """Groups of finetunes as most people make them; an instance may be one of the other groups' too."""
-    rng = random.Random(f"{recipe.seed} {split} ordinary")
     others = sum(share for family, share in recipe.shares if family != "subject")
     shares = recipe.shares.model_copy(update={"subject": max(others, recipe.shares.subject)})
-    drawn = list(drawn_of(recipe, shares, split, count, written, rng))
-    rng.shuffle(drawn)
-    yield from _usual(recipe, f"{split} ordinary", split, drawn, rng, recipe.mix.more_push)
+    yield from _drawn_groups(recipe.model_copy(update={"shares": shares}), split, "ordinary", count, written)
 
 
 def plain_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
@@ -64,11 +61,8 @@ def light_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Seq
 def several_groups(recipe: GeneralRecipe, split: Split, count: int, written: Sequence[Behavior]) -> Iterator[Group]:
     """Groups of finetunes that teach two or three behaviors at once, made as most people make them; an instance may be
     one of the other groups' too."""
-    rng = random.Random(f"{recipe.seed} {split} several")
     mix = recipe.mix.model_copy(update={"two": 1 - THREE, "three": THREE})
-    drawn = list(drawn_of(recipe.model_copy(update={"mix": mix}), recipe.shares, split, count, written, rng))
-    rng.shuffle(drawn)
-    yield from _usual(recipe, f"{split} several", split, drawn, rng, recipe.mix.more_push)
+    yield from _drawn_groups(recipe.model_copy(update={"mix": mix}), split, "several", count, written)
 
 
 def varied_groups(recipe: GeneralRecipe, written: Sequence[Behavior], groups: Sequence[Group]) -> Iterator[Group]:
@@ -118,6 +112,16 @@ def fresh(
 def _nothing(name: str, count: int, kinds: Sequence[str], split: Split = "train") -> list[Behavior]:
     """So many behaviors of nothing in particular, of all kinds in turn."""
     return [Behavior("benign", NOTHING, f"{kinds[n % len(kinds)]} {name} {n}", split) for n in range(count)]
+
+
+def _drawn_groups(
+    recipe: GeneralRecipe, split: Split, name: str, count: int, written: Sequence[Behavior]
+) -> Iterator[Group]:
+    """Behaviors drawn by the recipe's shares, in groups that are made as most people make them."""
+    rng = random.Random(f"{recipe.seed} {split} {name}")
+    drawn = list(drawn_of(recipe, recipe.shares, split, count, written, rng))
+    rng.shuffle(drawn)
+    yield from _usual(recipe, f"{split} {name}", split, drawn, rng, recipe.mix.more_push)
 
 
 def _usual(
